@@ -16,7 +16,7 @@ from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, Which, ma
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_figure, log_metrics, log_text
+from lightning_conv.callbacks.run.logging import log_metrics, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
@@ -238,9 +238,9 @@ class ConvergenceCriteria(KernelMonitor):
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         if sum(not math.isnan(seen.loss) for seen in self.history) > 1:
-            log_figure(trainer, self.tag("theory/path"), lambda: plot_observations(self.history), step)
+            self.show(trainer, "theory/path", lambda: plot_observations(self.history))
         for name, figure in self._record.figures().items():
-            log_figure(trainer, self.tag(f"theory/{name}"), figure, step)
+            self.show(trainer, f"theory/{name}", figure)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -13,6 +13,7 @@ from lightning_conv.callbacks.health.floor_of_set import FloorOfSet, drawn_in_pa
 from lightning_conv.callbacks.health.forecast_of_run import ForecastOfRun
 from lightning_conv.callbacks.health.frozen_trunk import FrozenTrunk
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
+from lightning_conv.callbacks.health.layers_of_run import LayersOfRun
 from lightning_conv.callbacks.health.linearisation_of_run import LinearisationOfRun
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.health.noise_of_run import NoiseOfRun
@@ -30,6 +31,7 @@ from lightning_conv.health.findings.of_units import finding_of_not_finite
 from lightning_conv.health.layers.layer_gradients import LayerGradient
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
+from lightning_conv.kernels.layers import trace_shares
 
 AHEAD = 0.1
 """Seconds that reading the training set may take more than all other costly parts, which it must not starve."""
@@ -46,6 +48,7 @@ class HealthRecord:
         undecided: What could not be judged, and why.
         failures: Parts of a measurement that ended in an error.
         labels: The audit of the probe's labels; None: it was not asked for.
+        over_training: What the layers have done so far.
     """
 
     def __init__(self, *, audit_labels: bool = False) -> None:
@@ -63,6 +66,7 @@ class HealthRecord:
         self._forecast = ForecastOfRun()
         self._start = StartOfRun()
         self.labels = LabelsOfRun() if audit_labels else None
+        self.over_training = LayersOfRun()
         self._course = CourseOfRun(self.losses, self._start, self._parts.undecided)
 
     @property
@@ -165,6 +169,11 @@ class HealthRecord:
         ):
             look(what, it)
         self._measured = found
+        look("the layers over training", lambda: self._note_layers(run, gram))
+
+    def _note_layers(self, run: RunView, gram: KernelGram) -> None:
+        names, shares = run.measurement.parameters, trace_shares(gram)
+        self.over_training.note(run.step, names, shares, self._update.layers, self._units.activity)
 
     def _begin_fit(self, run: RunView, gram: KernelGram) -> None:
         """Look at the samples, once per fit."""
@@ -271,6 +280,7 @@ class HealthRecord:
             "update": self._update.state_dict(),
             "set": self._set.state_dict(),
             "linear": self._linear.state_dict(),
+            "over_training": self.over_training.state_dict(),
         } | (self._units.state_dict() | self._course.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -291,6 +301,7 @@ class HealthRecord:
             self._set.load_state_dict(state["set"])
         if "linear" in state:
             self._linear.load_state_dict(state["linear"])
+        self.over_training.load_state_dict(state.get("over_training", {}))
 
 
 def _add(findings: list[Finding], found: Finding | None) -> None:

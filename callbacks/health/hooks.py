@@ -21,7 +21,7 @@ from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
 from lightning_conv.callbacks.run.guarded import guarded
-from lightning_conv.callbacks.run.logging import log_figure, log_metrics
+from lightning_conv.callbacks.run.logging import log_metrics
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.view import RunView
@@ -164,15 +164,19 @@ class HealthHooks(KernelMonitor):
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        """Draw gradients and updates of the layers, if they are known at this step, and the audited samples."""
+        """Draw the layers over training, their gradients and updates if they are known at this step, and the audited samples."""
+        if len(self._record.over_training):
+            self.show(trainer, "health/layers_over_training", self._record.over_training.figure)
         if layers := self._record.layers:
-            log_figure(trainer, self.tag("health/layers"), lambda: plot_layer_gradients(layers), step)
+            self.show(trainer, "health/layers", lambda: plot_layer_gradients(layers))
+        if not self.may_show("health/labels_top"):
+            return
         audited = self._announcements.new_audit(self._record.labels, "pictures")
         if audited is None or self._kernel is None or not are_pictures(self._kernel.inputs):
             return
         inputs, (audit, numbers) = self._kernel.inputs, audited
         assert isinstance(inputs, Tensor)
-        log_figure(trainer, self.tag("health/labels_top"), lambda: plot_labels(inputs, audit, numbers=numbers), step)
+        self.show(trainer, "health/labels_top", lambda: plot_labels(inputs, audit, numbers=numbers))
 
     def _say(self, trainer: pl.Trainer, step: int) -> None:
         self._announcements.say(trainer, self.findings, self._record.labels, step, self.tag)

@@ -9,15 +9,20 @@ from lightning_conv.callbacks.health.fit_of_run import is_constant
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.findings.of_units import finding_of_layers, finding_of_units
-from lightning_conv.health.layers.activity import unit_activity
+from lightning_conv.health.layers.activity import LayerActivity, unit_activity
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import trace_shares
 
 
 class UnitsOfRun:
-    """Follows one run."""
+    """Follows one run.
+
+    Attributes:
+        activity: The units of the last measurement; empty: they were not looked at.
+    """
 
     def __init__(self) -> None:
+        self.activity: list[LayerActivity] = []
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
         self._shares: dict[str, float] | None = None  # of the layers in the trace, at the last measurement
 
@@ -30,9 +35,10 @@ class UnitsOfRun:
 
         Cost: a forward pass.
         """
+        self.activity = []
         if equal_inputs:
             return None
-        layers = run.seen_by(unit_activity)
+        self.activity = layers = run.seen_by(unit_activity)
         self._out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
         since = min(self._out.values(), default=None)
         silent = is_constant(run.outputs)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
+from matplotlib.figure import Figure
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_conv.callbacks.monitors.beginning import Beginning
 from lightning_conv.callbacks.monitors.by_optimizer import OnError
+from lightning_conv.callbacks.monitors.figure_turns import FigureTurns
 from lightning_conv.callbacks.run.beginning import reads_samples
 from lightning_conv.callbacks.run.callbacks import averaged_before, callbacks_of
 from lightning_conv.callbacks.run.guarded import Failures, guarded
 from lightning_conv.callbacks.run.logging import (
+    log_figure,
     log_metrics,
     publish,
     warn_of_early_stopping,
@@ -33,9 +37,6 @@ from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 
 __all__ = ["KernelMonitor", "OnError"]
-
-FIRST_DRAWING = 0.2
-"""Seconds that the first figures are taken to need."""
 
 Wait: TypeAlias = Literal["batch", "step"]
 
@@ -66,7 +67,12 @@ class KernelMonitor(Beginning):
         super().__init__(probe, every_n_steps, max_overhead, on_error)
         self._shown: frozenset[str] = frozenset()  # those of ``once`` that were logged in this fit
         self._own: float | None = None  # seconds that ``record`` takes, as predicted
-        self._drawn: tuple[int, float, float] | None = None  # step, time of day, and seconds that drawing took
+        self._figures = FigureTurns()
+        self._now: tuple[int, bool, float] = (
+            0,
+            False,
+            0.0,
+        )  # step of this measurement, whether it is the last one, and when it began
         self._waits: Wait | None = None  # for what the first measurement waits
         self.rests_until = 0.0
 
@@ -83,13 +89,38 @@ class KernelMonitor(Beginning):
 
     @abstractmethod
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
-        """Log the figures of a measurement."""
+        """Log the figures of a measurement, each by ``show``."""
+
+    def show(self, trainer: pl.Trainer, tag: str, draw: Callable[[], Figure]) -> bool:
+        """Log a figure if it is due and the run can afford it (``FigureTurns``), and return whether it was.
+
+        Args:
+            trainer: Trainer of the run.
+            tag: Its tag in a run with one optimizer.
+            draw: Draws it.
+        """
+        if not self.may_show(tag):
+            return False
+        step = self._now[0]
+        self._figures.draw(tag, step, lambda: log_figure(trainer, self.tag(tag), draw, step))
+        return True
+
+    def may_show(self, tag: str) -> bool:
+        """Return whether a figure would be logged now.
+
+        Args:
+            tag: Its tag in a run with one optimizer.
+        """
+        assert self._kernel is not None
+        step, last, begun = self._now
+        since = time.perf_counter() - begun
+        return self._figures.may(tag, self._kernel.schedule, self._share, step, last=last, since=since)
 
     @override
     def forget(self) -> None:
         """Forget the last run: the callback is used for another one."""
         self._restored, self._last_step, self._metrics = {}, None, {}
-        self._drawn, self.failed, self.failures, self.measured = None, [], Failures(), ""
+        self._figures, self.failed, self.failures, self.measured = FigureTurns(), [], Failures(), ""
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -117,6 +148,7 @@ class KernelMonitor(Beginning):
         for monitor in callbacks_of(trainer, Beginning):  # type: ignore[type-abstract]
             monitor._divide(trainer)
         self._shown, self._waits, self._own, self.rests_until = frozenset(), None, None, 0.0
+        self._figures.begin()
         if is_lazy(pl_module):
             self._waits = "step"
         elif not reads_samples(trainer):
@@ -247,13 +279,19 @@ class KernelMonitor(Beginning):
             publish(trainer, self._tagged(self._metrics))
             self._last_step, self.measured = step, self._kernel.words(self.loss_fn)
             self._kernel.schedule.note(step, time.perf_counter() - start - kernel_seconds)
-        # A figure costs more than a small kernel: figures get a third of the budget, except the last one (the only one, if time is short).
-        before = time.perf_counter()
-        ends = last and (self._drawn is None or (self._drawn[0] != step and self._may_end(self._drawn[2], step)))
-        if ends or self._may_draw(before, step):
-            self.draw(trainer, gram, spectrum, step)
-            self._drawn = step, before, time.perf_counter() - before
+        self._now = step, last, start
+        self.draw(trainer, gram, spectrum, step)
         self._kernel.schedule.spend(step, time.perf_counter() - start)
+
+    @override
+    def _own_state(self) -> dict[str, Any]:
+        state = super()._own_state()
+        return state if self._kernel is None else state | {"figures": self._figures.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._figures.load_state_dict(state_dict.get("figures", {}))
 
     @property
     def steps_of_values(self) -> dict[str, int]:
@@ -263,19 +301,3 @@ class KernelMonitor(Beginning):
 
     def _without(self, names: frozenset[str]) -> dict[str, float]:
         return {name: value for name, value in self._metrics.items() if name not in names}
-
-    def _may_end(self, seconds: float, step: int) -> bool:
-        assert self._kernel is not None
-        return self._kernel.schedule.allows_at_end(seconds, step)
-
-    def _may_draw(self, now: float, step: int) -> bool:
-        assert self._kernel is not None
-        if self.every_n_steps is not None and self._drawn is None:
-            return True
-        since, seconds = (
-            (self._kernel.schedule.elapsed, FIRST_DRAWING)
-            if self._drawn is None
-            else (now - self._drawn[1], self._drawn[2])
-        )
-        affordable = since * self._share / 3 >= seconds
-        return affordable and self._kernel.schedule.allows_beside(seconds, step)

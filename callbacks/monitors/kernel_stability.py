@@ -10,8 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
+from lightning_conv.callbacks.monitors.error_of_run import ErrorOfRun
+from lightning_conv.callbacks.monitors.labels_of import labels_of
 from lightning_conv.callbacks.run.assumptions import without_verdict
-from lightning_conv.callbacks.run.logging import log_figure
+from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.callbacks.run.measured_kernel import gram_from_state, gram_state, is_of_loss, not_full, tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.worst_step import Worst
@@ -19,7 +22,8 @@ from lightning_conv.kernels.drift import Drift, kernel_drift
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.reporting.plots import plot_spectra
+from lightning_conv.reporting.figures.kernel_by_class import kernel_of_samples, plot_kernel_by_class
+from lightning_conv.reporting.figures.spectrum import plot_spectra
 from lightning_conv.theory.criterion import Criterion
 from lightning_conv.theory.papers.du import lambda_min_share_criterion
 
@@ -48,7 +52,10 @@ class KernelStability(KernelMonitor):
     - ``kernel/alignment``: centred kernel alignment with G_0
     - ``kernel/lambda_min_ratio`` with ``_lower`` and ``_upper``: lambda_min(G) / lambda_min(G_0) on the probe
     - ``kernel/drift_floor``: relative changes below this are rounding
-    - figure ``kernel/spectrum_against_start`` (TensorBoard): both spectra
+    - figures ``kernel/spectrum_against_start`` (both spectra); ``kernel/error_modes``, the components of the error in the eigenbasis of G_0
+      from the second measurement on, where the loss is known (a text under this tag says why not); ``kernel/by_class``, the kernel with
+      its samples sorted by class, where the targets are classes (TensorBoard). They are drawn at the first measurement and whenever
+      the step has doubled, as far as the run can afford it, and at the end
 
     Args:
         probe: the samples, a ``Probe`` or their number; None: up to 128, as many as ``max_overhead`` allows. The network is the
@@ -90,6 +97,7 @@ class KernelStability(KernelMonitor):
         self._cotangents: Tensor | None = None  # s of the reference, where the kernel is that of the loss gradients
         self._compared: Spectrum | None = None  # of the last kernel
         self._worst = Worst({"own_lambda_min_share": "least"})
+        self._error, self._said = ErrorOfRun(), ""
 
     @property
     def criteria(self) -> list[Criterion]:
@@ -107,6 +115,16 @@ class KernelStability(KernelMonitor):
             gram, spectrum = self._kernel.with_cotangents(self._cotangents)
         self._compared, tags = spectrum, tags_of(gram)
         reference, reference_spectrum = self._reference
+        # Whatever a loss of the user's fails by: only this figure is without it.
+        what = f"{self._name}: the error in the kernel's eigenbasis is left out"
+        with guarded(step, what, failures=self.failures):
+            self._error.measure(self._kernel, reference, reference_spectrum, step)
+        if self._said != self._error.reason:
+            self._said = self._error.reason
+            if self._said:
+                log_text(
+                    trainer, self.tag(f"{tags}/error_modes"), f"Not drawn from step {step} on: {self._said}.", step
+                )
         drift = kernel_drift(gram, reference, spectrum=spectrum, reference_spectrum=reference_spectrum)
         self.drift = drift
         judged = lambda_min_share_criterion(drift.lambda_min_ratio)
@@ -126,14 +144,24 @@ class KernelStability(KernelMonitor):
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         assert self._reference is not None
-        spectra = {f"step {self._reference_step}": self._reference[1], f"step {step}": self._compared or spectrum}
-        log_figure(trainer, self.tag(f"{tags_of(gram)}/spectrum_against_start"), lambda: plot_spectra(spectra), step)
+        assert self._kernel is not None
+        tags, begun = tags_of(gram), self._reference_step
+        spectra = {f"step {begun}": self._reference[1], f"step {step}": self._compared or spectrum}
+        named = f"Spectrum, and at step {begun}" if step != begun else f"Spectrum of the kernel, step {step}"
+        self.show(trainer, f"{tags}/spectrum_against_start", lambda: plot_spectra(spectra, named))
+        if len(self._error) > 1 and not self._error.reason:
+            self.show(trainer, f"{tags}/error_modes", self._error.figure)
+        if self.may_show(f"{tags}/by_class") and (labels := labels_of(self._kernel)) is not None:
+            matrix = kernel_of_samples(gram)
+            named = f"Kernel by class, step {step}"
+            self.show(trainer, f"{tags}/by_class", lambda: plot_kernel_by_class(matrix, labels, named))
 
     @override
     def forget(self) -> None:
         super().forget()
         self.drift, self._reference, self._reference_step = None, None, 0
         self._cotangents = self._compared = None
+        self._error, self._said = ErrorOfRun(), ""
         self._worst = Worst({"own_lambda_min_share": "least"})
 
     @override
@@ -141,7 +169,7 @@ class KernelStability(KernelMonitor):
         state = super().state_dict()
         if self._reference is not None:
             state |= {"reference": gram_state(self._reference[0]), "reference_step": self._reference_step}
-            state |= {"worst": self._worst.state_dict()}
+            state |= {"worst": self._worst.state_dict(), "error": self._error.state_dict()}
             state |= {"cotangents": None if self._cotangents is None else self._cotangents.cpu()}
         return state
 
@@ -154,3 +182,4 @@ class KernelStability(KernelMonitor):
             self._reference_step = int(state_dict.get("reference_step", 0))
             self._cotangents = state_dict.get("cotangents")
         self._worst.load_state_dict(state_dict.get("worst", {}))
+        self._error.load_state_dict(state_dict.get("error", {}))

@@ -11,10 +11,10 @@ from typing_extensions import override
 
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.monitors.proven_bound import ProvenBound, asked_bound, whole_lambda_min
-from lightning_conv.callbacks.monitors.spectrum_scalars import clear_eigenvalues, spectrum_scalars
+from lightning_conv.callbacks.monitors.spectrum_scalars import counted_eigenvalues, spectrum_scalars
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.callbacks import callbacks_of
-from lightning_conv.callbacks.run.logging import log_figure, log_histogram, log_text
+from lightning_conv.callbacks.run.logging import log_histogram, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measured_kernel import tags_of
 from lightning_conv.callbacks.run.probe import Probe
@@ -27,7 +27,9 @@ from lightning_conv.health.kernel.subset_parameters import Subset
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.layers import layer_spectra, layer_table, trace_shares
 from lightning_conv.linalg.spectrum import Spectrum
-from lightning_conv.reporting.plots import plot_layers, plot_spectra
+from lightning_conv.reporting.figures.spectrum import plot_spectra, plot_spectrum_over_training, spectrum_row
+from lightning_conv.reporting.log_steps import LogSteps
+from lightning_conv.reporting.plots import plot_layers
 
 PerLayer: TypeAlias = Literal["traces", "spectra"]
 
@@ -75,9 +77,10 @@ class LambdaMin(KernelMonitor):
       and step size; ``loss_kernel/gradient_norm`` is the norm of the gradient of the probe's loss
     - with ``bound=`` none of these, but ``kernel/lambda_min_bound`` (``loss_kernel/`` with ``Probe(outputs="loss")``): the proven lower
       bound, 0 where nothing is proven, and as a text with the same tag what it says, and the parameters that it rests on
-    - histogram ``kernel/log10_eigenvalues`` of those above their error, figures ``kernel/spectrum`` and ``kernel/per_layer``,
-      texts ``kernel/layers`` (which layer has how much) and ``kernel/step_size`` (what does not apply, and why; when that
-      changes) (TensorBoard)
+    - histogram ``kernel/log10_eigenvalues`` of all eigenvalues, with those that are below their error counted at it; figures
+      ``kernel/spectrum``, ``kernel/spectrum_over_training`` (from the second measurement on) and ``kernel/per_layer``; texts
+      ``kernel/layers`` (which layer has how much) and ``kernel/step_size`` (what does not apply, and why; when that changes) (TensorBoard).
+      A figure is drawn at the first measurement and whenever the step has doubled, as far as the run can afford it, and at the end
 
     Args:
         probe: the samples, a ``Probe`` or their number; None: up to 128, as many as ``max_overhead`` allows. The network is the
@@ -147,6 +150,8 @@ class LambdaMin(KernelMonitor):
         self._said: tuple[str, ...] | None = None
         self._table = ""  # of the layers, as it was logged last
         self._proven = ProvenBound()
+        self._bound_text = ""  # what was said of it last
+        self._over_training = LogSteps()  # of the spectrum
 
     @property
     @override
@@ -224,23 +229,29 @@ class LambdaMin(KernelMonitor):
             log_text(trainer, self.tag(f"{tags}/step_size"), report(self.remarks), step)
             self._said = self.remarks
         self._say_layers(trainer, gram, step)
-        if len(clear := clear_eigenvalues(spectrum, f"{tags}/log10_eigenvalues")):
-            log_histogram(trainer, self.tag(f"{tags}/log10_eigenvalues"), clear, step)
+        self._over_training.note(step, spectrum_row(spectrum))
+        if len(counted := counted_eigenvalues(spectrum, f"{tags}/log10_eigenvalues")):
+            log_histogram(trainer, self.tag(f"{tags}/log10_eigenvalues"), counted, step)
         return metrics
 
     @override
     def draw(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> None:
         tags = tags_of(gram)
         if self.bound is not None:
-            log_text(trainer, self.tag(f"{tags}/lambda_min_bound"), self._proven.text, step)
+            if self._proven.text != self._bound_text:
+                log_text(trainer, self.tag(f"{tags}/lambda_min_bound"), self._proven.text, step)
+                self._bound_text = self._proven.text
             return
-        log_figure(trainer, self.tag(f"{tags}/spectrum"), lambda: plot_spectra({f"step {step}": spectrum}), step)
+        named = f"Spectrum of the kernel, step {step}"
+        self.show(trainer, f"{tags}/spectrum", lambda: plot_spectra({"": spectrum}, named))
+        if len(self._over_training) > 1:
+            self.show(
+                trainer, f"{tags}/spectrum_over_training", lambda: plot_spectrum_over_training(self._over_training)
+            )
         if self.per_layer is None or not (shares := trace_shares(gram)):
             return
         smallest = {layer: each.lambda_min for layer, each in self._spectra(gram, step).items()}
-        log_figure(
-            trainer, self.tag(f"{tags}/per_layer"), lambda: plot_layers(shares, smallest, spectrum.lambda_min), step
-        )
+        self.show(trainer, f"{tags}/per_layer", lambda: plot_layers(shares, smallest, spectrum.lambda_min))
 
     def _say_layers(self, trainer: pl.Trainer, gram: KernelGram, step: int) -> None:
         """Log the table of the layers if a number in it has changed."""
@@ -262,9 +273,12 @@ class LambdaMin(KernelMonitor):
     @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        return state | {"step_size": self._step_size.state_dict()} if state else state
+        if not state:
+            return state
+        return state | {"step_size": self._step_size.state_dict(), "over_training": self._over_training.state_dict()}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._step_size.load_state_dict(state_dict.get("step_size", {}))
+        self._over_training.load_state_dict(state_dict.get("over_training", {}))

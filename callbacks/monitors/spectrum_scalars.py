@@ -1,4 +1,4 @@
-"""``spectrum_scalars``, ``clear_eigenvalues``: what of the spectrum of a measured kernel is logged as numbers."""
+"""``spectrum_scalars``, ``counted_eigenvalues``: what of the spectrum of a measured kernel is logged as numbers."""
 
 from __future__ import annotations
 
@@ -51,14 +51,22 @@ def spectrum_scalars(gram: KernelGram, spectrum: Spectrum, layers: Mapping[str, 
     return scalars
 
 
-def clear_eigenvalues(spectrum: Spectrum, tag: str) -> Tensor:
-    """Return the logarithms to the base of 10 of the eigenvalues that stand clear of their error.
+def counted_eigenvalues(spectrum: Spectrum, tag: str) -> Tensor:
+    """Return the logarithms to the base of 10 of all eigenvalues, with those that do not stand clear of their error at the error.
 
-    Zeros and values below it would make a wall at the left of a histogram.
+    So a histogram counts all of them, zeros included, and has those of which only the error is known in its first bar.
 
     Args:
         spectrum: the eigenvalues.
         tag: of the histogram, for the message where only the outermost ones are known.
+
+    Returns:
+        (N,), ascending; empty where neither an eigenvalue nor the error has a logarithm.
     """
-    values = spectrum.all_eigenvalues(tag)
-    return values[values > spectrum.lambda_min.upper - spectrum.lambda_min.value].log10()
+    values, floor = spectrum.all_eigenvalues(tag), spectrum.floor
+    clear = values[values > floor]
+    if not (math.isfinite(floor) and floor > 0):
+        if not len(clear):
+            return clear
+        floor = float(clear.min())
+    return values.clamp(min=floor).log10()

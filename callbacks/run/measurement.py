@@ -209,6 +209,11 @@ class Measurement(MeasuredSamples):
         """Whether the gradient of the loss by the outputs can be taken on the probe."""
         return self.probe_loss.is_known(self.targets)
 
+    @property
+    def loss_unknown(self) -> str:
+        """Why that gradient cannot be taken; empty where it can, or where only the targets are missing."""
+        return self.probe_loss.reason
+
     def trained(self, pl_module: pl.LightningModule) -> Parameters:
         """Return the parameters that plain descent trains: the kernel's, and no others. They are looked up once per fit."""
         if self._trained is None:

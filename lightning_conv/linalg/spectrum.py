@@ -54,6 +54,20 @@ class Spectrum:
         return self.lambda_max.value / self.lambda_min.value if self.lambda_min.value > 0 else math.inf
 
     @property
+    def floor(self) -> float:
+        """Error of an eigenvalue near zero, the upper bound of the smallest one minus its value; what is not above it is rounding."""
+        return self.lambda_min.upper - self.lambda_min.value
+
+    @property
+    def count_below_floor(self) -> int:
+        """Number of eigenvalues that are not above ``floor``.
+
+        Raises:
+            ValueError: only the two extreme eigenvalues are known.
+        """
+        return int((~(self.all_eigenvalues("count_below_floor") > self.floor)).sum())
+
+    @property
     def effective_rank(self) -> float:
         """Exponential of the entropy of the eigenvalues, taken as a distribution (Roy & Vetterli 2007).
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_conv.health.layers.layer_gradients import LayerGradient
-from lightning_conv.reporting.plots import MOST_BARS, new_figure, style_bar_axis
+from lightning_conv.reporting.figures.bars import MOST_BARS, draw_bars, draw_names, rows_of
+from lightning_conv.reporting.figures.names import CARD_LETTERS, name_inches, short_names
+from lightning_conv.reporting.figures.style import CARD, COLORS, Style, margins, new_figure, set_heading, style_axes
+
+__all__ = ["extreme_layers", "plot_layer_gradients", "short_names"]
 
 ENDS = 3
 """Layers that are kept for each end of each quantity, where not all are drawn."""
-
-LONGEST = 22
-"""Characters of a layer's name that fit next to the bars."""
 
 WORTH_SAYING = 0.005
 """Share of zeros in a layer's gradient from which on it is written beside its bar."""
 
 
-def plot_layer_gradients(layers: Sequence[LayerGradient]) -> Figure:
+def plot_layer_gradients(layers: Sequence[LayerGradient], style: Style = CARD) -> Figure:
     """Plot one bar per layer on logarithmic axes: the norm of its gradient, and its update over its weights.
 
     The share of zeros in a gradient is written beside its bar where it is ``WORTH_SAYING`` or more. Of more than ``MOST_BARS`` layers those
@@ -29,6 +29,7 @@ def plot_layer_gradients(layers: Sequence[LayerGradient]) -> Figure:
 
     Args:
         layers: The layers, in the network's order.
+        style: Of what is drawn.
 
     Returns:
         A figure with two panels; with one, if no update is known.
@@ -39,33 +40,35 @@ def plot_layer_gradients(layers: Sequence[LayerGradient]) -> Figure:
     if not layers:
         raise ValueError("layers: empty; need at least one")
     kept = extreme_layers(layers)
-    rows = np.arange(len(kept))[::-1]
-    figure = new_figure()
-    figure.subplots_adjust(left=0.34)
+    figure = new_figure(style=style)
     moved = any(_is_positive(each.update) for each in kept)
     panels = figure.subplots(1, 2 if moved else 1, sharey=True, squeeze=False)[0]
-    norms = [each.norm for each in kept]
-    panels[0].barh(rows, norms, height=0.7)
-    panels[0].set_yticks(rows, short_names([each.name for each in kept]))
-    style_bar_axis(panels[0], norms, "norm of the gradient")
-    for row, each in zip(rows, kept, strict=True):
+    for axes in panels:
+        style_axes(axes, style)
+    draw_bars(panels[0], [each.norm for each in kept], "|gradient|", style)
+    written = draw_names(panels[0], [each.name for each in kept], style, CARD_LETTERS)
+    margins(figure, left=name_inches(written, style.label), wspace=0.12)
+    for row, each in zip(rows_of(len(kept)), kept, strict=True):
         if each.zeros >= WORTH_SAYING:
             panels[0].text(
                 0.03,
                 row,
                 f"{100 * each.zeros:.0f} % zeros",
-                fontsize=6,
+                fontsize=style.legend,
+                color=style.ink,
                 va="center",
                 transform=panels[0].get_yaxis_transform(),
             )
-    if len(kept) < len(layers):
-        title = f"{len(layers) - len(kept)} of {len(layers)} layers left out"
-        panels[0].set_title(title, fontsize=7, loc="left", pad=2)
+    left_out = len(layers) - len(kept)
+    set_heading(figure, "Gradient" + (" and update" if moved else "") + _of(left_out, len(layers)), style)
     if moved:
-        known = [(row, each.update) for row, each in zip(rows, kept, strict=True) if _is_positive(each.update)]
-        panels[1].barh([row for row, _ in known], [update for _, update in known], height=0.7, color="tab:orange")
-        style_bar_axis(panels[1], [update for _, update in known], "|update| / |weights|")
+        draw_bars(panels[1], [each.update for each in kept], "|update| / |weights|", style, color=COLORS[1])
+        panels[1].tick_params(axis="y", length=0)
     return figure
+
+
+def _of(left_out: int, layers: int) -> str:
+    return f" ({left_out} of {layers} left out)" if left_out else " of the layers"
 
 
 def extreme_layers(layers: Sequence[LayerGradient]) -> list[LayerGradient]:
@@ -89,28 +92,6 @@ def extreme_layers(layers: Sequence[LayerGradient]) -> list[LayerGradient]:
     for order in ranked:
         chosen |= dict.fromkeys(order)
     return [layers[k] for k in sorted(list(chosen)[:MOST_BARS])]
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Return names as they fit next to the bars: without the modules that all of them are in, and with both ends of what is long.
-
-    Args:
-        names: Names of layers; an empty one is the model itself.
-
-    Example:
-        >>> short_names(["net.blocks.0.attention.projection", "net.blocks.11.attention.projection", "net.head"])
-        ['blocks.0.a..projection', 'blocks.11...projection', 'head']
-    """
-    parts = [name.split(".") for name in names]
-    common = 0
-    while all(len(each) > common + 1 and each[common] == parts[0][common] for each in parts):
-        common += 1
-    found = []
-    for each in parts:
-        name = ".".join(each[common:]) or "(the model)"
-        half = LONGEST // 2
-        found.append(name if len(name) <= LONGEST else f"{name[: half - 1]}..{name[1 - half :]}")
-    return found
 
 
 def _is_positive(value: float) -> bool:

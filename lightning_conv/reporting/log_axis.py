@@ -31,7 +31,7 @@ def use_log_scale(axes: Axes, which: Literal["x", "y"], *, narrow: bool = False)
     axis = axes.xaxis if which == "x" else axes.yaxis
     axes.set(**{f"{which}scale": "log"})
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    decades = abs(math.log10(high / low)) if low > 0 and high > 0 else math.inf
+    decades = abs(math.log10(high) - math.log10(low)) if low > 0 and high > 0 else math.inf
     if decades < FEW_DECADES:
         axis.set_major_locator(MaxNLocator(2 if narrow else 5))
     elif narrow:

@@ -1,4 +1,4 @@
-"""Matplotlib figures of the measured numbers, 4 x 3.2 inches at 100 dpi, which is readable in a TensorBoard card."""
+"""Figures of the observations of a run, of the labels' projection, and of the layers' kernels, each of the size of a card."""
 
 from __future__ import annotations
 
@@ -6,129 +6,111 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_conv.linalg.spectrum import Bounded, Spectrum
+from lightning_conv.linalg.spectrum import Bounded
+from lightning_conv.reporting.figures.bars import MOST_BARS, draw_bars, draw_names
+from lightning_conv.reporting.figures.names import CARD_LETTERS, name_inches
+from lightning_conv.reporting.figures.spectrum import plot_spectra
+from lightning_conv.reporting.figures.style import (
+    CARD,
+    COLORS,
+    Style,
+    finish,
+    fit_steps,
+    legend,
+    margins,
+    new_figure,
+    plain,
+    set_heading,
+    set_title,
+    style_axes,
+)
 from lightning_conv.reporting.log_axis import use_log_scale
 from lightning_conv.theory.tools.observation import Observation
 
-SIZE_INCHES = (4.0, 3.2)
-DPI = 100
-
-MOST_BARS = 12
-LONGEST_NAME = 16
-"""Number of characters of a layer's name that fit next to the bars."""
+__all__ = ["new_figure", "plot_label_projection", "plot_layers", "plot_observations", "plot_spectra"]
 
 
-def new_figure() -> Figure:
-    """Create an empty figure of the common size, outside pyplot's global state.
-
-    Returns:
-        The figure, without axes.
-    """
-    figure = Figure(figsize=SIZE_INCHES, dpi=DPI)
-    # Fixed margins, because a layout engine draws every figure twice.
-    figure.subplots_adjust(left=0.17, right=0.97, bottom=0.15, top=0.96)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def plot_spectra(spectra: Mapping[str, Spectrum]) -> Figure:
-    """Plot eigenvalues in descending order on a logarithmic axis, one line per spectrum.
-
-    An error bar shows the bounds of the smallest eigenvalue. Computed eigenvalues at or below zero, which are rounding
-    errors, are left out.
-
-    Args:
-        spectra: the spectra by label.
-
-    Returns:
-        A figure with one panel.
-
-    Raises:
-        ValueError: a spectrum does not have all of its eigenvalues.
-    """
-    figure = new_figure()
-    axes = figure.add_subplot()
-    for label, spectrum in spectra.items():
-        values = spectrum.all_eigenvalues("plot_spectra").flip(0).cpu().numpy()
-        index = np.arange(1, len(values) + 1)
-        positive = values > 0
-        (line,) = axes.plot(index[positive], values[positive], linewidth=1.2, label=label)
-        smallest = spectrum.lambda_min
-        if smallest.value > 0:
-            bars = [[smallest.value - smallest.lower], [smallest.upper - smallest.value]]
-            axes.errorbar(
-                [len(values)], [smallest.value], yerr=bars, color=line.get_color(), capsize=3, fmt="o", markersize=3
-            )
-    use_log_scale(axes, "y")
-    axes.set_xlabel("index")
-    axes.set_ylabel("eigenvalue of the kernel")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(frameon=False)
-    return figure
-
-
-def plot_observations(history: Sequence[Observation]) -> Figure:
+def plot_observations(history: Sequence[Observation], style: Style = CARD) -> Figure:
     """Plot the loss, the PL ratio and its running infimum over the measured steps, on a logarithmic axis.
 
     Args:
         history: observations of one run, in the order of the steps; losses in the units of the run's loss.
+        style: of what is drawn.
 
     Returns:
         A figure with one panel.
     """
-    figure = new_figure()
+    figure = new_figure(style=style)
     axes = figure.add_subplot()
+    style_axes(axes, style)
+    set_title(axes, "Loss and PL ratio on the probe", style)
     steps = [seen.step for seen in history]
     ratios = np.array([seen.ratio for seen in history])
-    axes.plot(steps, [seen.loss for seen in history], marker=".", linewidth=1.2, label="loss f")
-    axes.plot(steps, ratios, marker=".", linewidth=1.2, label="PL ratio |grad f|\u00b2 / f")
-    axes.plot(steps, np.fmin.accumulate(ratios), linestyle=":", color="black", linewidth=1, label="its infimum so far")
-    use_log_scale(axes, "y")
-    axes.set_xlabel("step")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(frameon=False, fontsize=7)
+    lines = (
+        ("loss f", np.array([seen.loss for seen in history]), "-", COLORS[0]),
+        ("PL ratio |grad f|\u00b2 / f", ratios, "-", COLORS[1]),
+        ("its infimum so far", np.fmin.accumulate(ratios), ":", style.ink),
+    )
+    for name, values, dashes, color in lines:
+        drawn = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+        few = "." if len(steps) <= 40 and dashes == "-" else ""
+        axes.plot(steps, drawn, marker=few, linestyle=dashes, linewidth=1.2, color=color, label=name)
+    fit_steps(axes, steps)
+    finish(axes, style, log=True)
+    legend(axes, style)
     return figure
 
 
-def plot_label_projection(shares: Mapping[str, Tensor], curve: Sequence[tuple[int, float, float]]) -> Figure:
+def plot_label_projection(
+    shares: Mapping[str, Tensor], curve: Sequence[tuple[int, float, float]], style: Style = CARD
+) -> Figure:
     """Plot the labels' projection onto the initial kernel's eigenvectors, and the error that this kernel predicts.
 
     Args:
         shares: for each named vector y its shares |v_i . y|^2 / |y|^2 on the eigenvectors v_i, by descending eigenvalue. The
             plot shows the sums over the leading eigenvectors.
         curve: tuples of the step, the measured |u - y|, and the |u - y| predicted by the initial kernel (NaN: no prediction).
+        style: of what is drawn.
 
     Returns:
-        A figure with two panels: cumulative shares above, errors by step below.
+        A figure with two panels: cumulative shares at the left, errors by step at the right.
     """
-    figure = new_figure()
-    figure.subplots_adjust(left=0.14, bottom=0.14, top=0.97, hspace=0.55)
-    above, below = figure.subplots(2, 1)
-    for (name, share), style in zip(shares.items(), cycle(("-", "--", ":", "-.")), strict=False):
-        above.plot(range(1, len(share) + 1), share.cumsum(0).cpu().numpy(), linestyle=style, linewidth=1.2, label=name)
-    use_log_scale(above, "x")
-    above.set_ylim(0, 1.05)
-    above.set_xlabel("leading eigenvectors of the first kernel", fontsize=7)
-    above.set_ylabel("share", fontsize=7)
+    figure = new_figure(style=style)
+    margins(figure, left=0.45, wspace=0.38)
+    left, right = figure.subplots(1, 2)
+    for axes, title in ((left, "Share in the labels"), (right, "Error |u - y|")):
+        style_axes(axes, style)
+        set_title(axes, title, style)
+    dashes = cycle(("-", "--", ":", "-."))
+    for (name, share), style_of_line, color in zip(shares.items(), dashes, cycle(COLORS), strict=False):
+        sums = share.cumsum(0).cpu().numpy()
+        left.plot(
+            range(1, len(share) + 1), sums, linestyle=style_of_line, linewidth=1.2, color=color, label=plain(name)
+        )
+    use_log_scale(left, "x")
+    left.set_ylim(0, 1.05)
+    finish(left, style, log=False, x="leading eigenvectors")
     steps = [step for step, _, _ in curve]
-    below.plot(steps, [measured for _, measured, _ in curve], marker=".", linewidth=1.2, label="|u - y|")
-    below.plot(steps, [predicted for _, _, predicted in curve], "--", color="black", linewidth=1, label="predicted")
-    use_log_scale(below, "y")
-    below.set_xlabel("step", fontsize=7)
-    for axes in (above, below):
-        axes.tick_params(which="both", labelsize=7)
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(frameon=False, fontsize=7)
+    for name, at, line, color in (("measured", 1, "-", COLORS[0]), ("predicted", 2, "--", style.ink)):
+        values = np.array([each[at] for each in curve], dtype=float)
+        drawn = np.where(np.isfinite(values) & (values > 0), values, np.nan)
+        marker = "." if line == "-" and len(steps) <= 40 else ""
+        right.plot(steps, drawn, line, marker=marker, linewidth=1.2, color=color, label=name)
+    fit_steps(right, steps)
+    finish(right, style, log=True)
+    for axes in (left, right):
+        legend(axes, style)
     return figure
 
 
 def plot_layers(
-    shares: Mapping[str, float], smallest: Mapping[str, Bounded] | None = None, whole: Bounded | None = None
+    shares: Mapping[str, float],
+    smallest: Mapping[str, Bounded] | None = None,
+    whole: Bounded | None = None,
+    style: Style = CARD,
 ) -> Figure:
     """Plot one bar per layer on a logarithmic axis: its share of the trace, and the smallest eigenvalue of its kernel.
 
@@ -141,39 +123,35 @@ def plot_layers(
             and those with the largest lambda_min are drawn.
         smallest: lambda_min of the layers' kernels; None: one panel only.
         whole: lambda_min of the whole kernel.
+        style: of what is drawn.
 
     Returns:
         A figure with one panel, or two if ``smallest`` is given.
     """
     smallest = smallest or {}
     kept = _select_layers(shares, smallest)
-    rows = np.arange(len(kept))[::-1]
-    figure = new_figure()
-    figure.subplots_adjust(left=0.31)
+    figure = new_figure(style=style)
     panels = figure.subplots(1, 2 if smallest else 1, sharey=True, squeeze=False)[0]
-    panels[0].barh(rows, [shares.get(layer, 0.0) for layer in kept], height=0.7)
-    panels[0].set_yticks(rows, [_short(layer) for layer in kept])
-    style_bar_axis(panels[0], [shares.get(layer, 0.0) for layer in kept], "share of the trace")
+    for axes in panels:
+        style_axes(axes, style)
+    draw_bars(panels[0], [shares[layer] for layer in kept], "share of the trace", style)
+    written = draw_names(panels[0], kept, style, CARD_LETTERS)
+    margins(figure, left=name_inches(written, style.label), wspace=0.12)
     left_out = len(shares) - len(kept)
-    if left_out > 0:
-        panels[0].set_title(f"{left_out} of {len(shares)} layers left out", fontsize=7, loc="left", pad=2)
+    what = f"Layers in the kernel ({left_out} of {len(shares)} left out)" if left_out else "Layers in the kernel"
+    set_heading(figure, what, style)
     if smallest:
-        drawn = [(row, smallest[layer]) for row, layer in zip(rows, kept, strict=True) if layer in smallest]
-        clear = [(row, each.value) for row, each in drawn if each.lower > 0]
-        unclear = [(row, each.upper) for row, each in drawn if each.lower <= 0 < each.upper]
-        panels[1].barh([row for row, _ in clear], [value for _, value in clear], height=0.7, color="tab:orange")
-        panels[1].barh(
-            [row for row, _ in unclear],
-            [value for _, value in unclear],
-            height=0.7,
-            facecolor="none",
-            edgecolor="tab:orange",
-        )
-        values = [value for _, value in (*clear, *unclear)]
-        if whole is not None and whole.value > 0:
-            panels[1].axvline(whole.value, color="black", linestyle=":", linewidth=1)
-            values.append(whole.value)
-        style_bar_axis(panels[1], values, "lambda_min (hollow: <=)")
+        bounds = [smallest.get(layer) for layer in kept]
+        hollow = [each is not None and each.lower <= 0 < each.upper for each in bounds]
+        ends = [
+            0.0 if each is None else each.upper if open_ else each.value
+            for each, open_ in zip(bounds, hollow, strict=True)
+        ]
+        also = [whole.value] if whole is not None and whole.value > 0 else []
+        for value in also:
+            panels[1].axvline(value, color=style.ink, linestyle=":", linewidth=1)
+        draw_bars(panels[1], ends, "lambda_min (hollow: \u2264)", style, color=COLORS[1], hollow=hollow, also=also)
+        panels[1].tick_params(axis="y", length=0)
     return figure
 
 
@@ -184,26 +162,3 @@ def _select_layers(shares: Mapping[str, float], smallest: Mapping[str, Bounded])
     chosen = dict.fromkeys([*by_value[: MOST_BARS // 3], *by_share])
     kept = set(list(chosen)[:MOST_BARS])
     return [layer for layer in shares if layer in kept]
-
-
-def _short(layer: str) -> str:
-    name = layer or "(the model)"
-    return name if len(name) <= LONGEST_NAME else f"...{name[3 - LONGEST_NAME :]}"
-
-
-def style_bar_axis(axes: Axes, values: Sequence[float], label: str) -> None:
-    """Give horizontal bars a logarithmic axis with a label.
-
-    Args:
-        axes: The panel, with its bars.
-        values: Their lengths; only those above 0 count.
-        label: Of the axis.
-    """
-    positive = [value for value in values if value > 0]
-    if positive:
-        # Bars on a logarithmic axis need a left end.
-        axes.set_xlim(min(positive) / 3, max(positive) * 2)
-        use_log_scale(axes, "x", narrow=True)
-    axes.set_xlabel(label, fontsize=7)
-    axes.tick_params(labelsize=7)
-    axes.grid(visible=True, axis="x", alpha=0.3)

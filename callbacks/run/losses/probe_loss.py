@@ -59,6 +59,11 @@ class ProbeLoss:
         loss = self.now(self._loss_fn)
         return loss.fn is not None and (loss.own is not None or targets is not None)
 
+    @property
+    def reason(self) -> str:
+        """Why the loss is not known; empty if it is."""
+        return self.now(self._loss_fn).reason
+
     def gradients(self, outputs: Callable[[], Tensor], targets: Tensor | None, rows: Tensor) -> Tensor:
         """Return s, the gradient of the loss of the probe by its outputs, (m, C), in the loss's own scale: that of a mean carries 1 / m.
 

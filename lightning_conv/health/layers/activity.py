@@ -54,6 +54,7 @@ class LayerActivity:
         dead: Numbers of the units that are 0 for all samples and places, where the slope is 0, too.
         saturated: Numbers of those that are within ``SATURATED`` of one end for all of them.
         constant: Numbers of those that have one value for all of them.
+        after: Dotted name of the last module with weights of its own that was called before it; empty: there was none, or it has no name.
     """
 
     name: str
@@ -61,6 +62,7 @@ class LayerActivity:
     dead: tuple[int, ...]
     saturated: tuple[int, ...]
     constant: tuple[int, ...]
+    after: str = ""
 
     @property
     def is_out(self) -> bool:
@@ -109,6 +111,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: list[LayerActivity] = []
         self._count = count
         self._open: list[str] = [""]
+        self._after = ""
         self._times: dict[str, int] = {}
         self._channels: set[tuple[int, ...]] = (
             set()
@@ -121,11 +124,19 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def enter(name: str) -> Callable[..., None]:
             return lambda *_: self._open.append(name)
 
+        def leave(name: str, weighs: bool) -> Callable[..., None]:
+            def left(*_: Any) -> None:
+                self._open.pop()
+                self._after = name if weighs else self._after
+
+            return left
+
         handles = []
         for name, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
+                weighs = any(True for _ in module.parameters(recurse=False))
                 handles.append(module.register_forward_pre_hook(enter(name)))
-                handles.append(module.register_forward_hook(lambda *_: self._open.pop() and None, always_call=True))
+                handles.append(module.register_forward_hook(leave(name, weighs), always_call=True))
         try:
             yield
         finally:
@@ -164,6 +175,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             _numbers(dead),
             _numbers(saturated),
             _numbers(constant),
+            self._after,
         )
 
 
