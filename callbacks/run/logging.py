@@ -1,11 +1,10 @@
-"""Send values to all loggers and to ``trainer.callback_metrics``; figures, text and histograms to TensorBoard."""
+"""Send values to all loggers and to ``trainer.callback_metrics``, figures and texts to those that take them, histograms to TensorBoard."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
-from lightning_conv.callbacks.run.guarded import Attempt, guarded
+from lightning_conv.callbacks.run.loggers.sending import logging_guard, send_figure, send_metrics, send_text
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.reporting.report import EXPLANATION, criteria_table, verdict_counts
 from lightning_conv.reporting.tags import GROUPS
@@ -76,8 +75,7 @@ def log_metrics(trainer: pl.Trainer, metrics: Mapping[str, float], step: int) ->
     """Log finite values at ``step``, the number of optimizer steps done; they belong to the weights after that many steps."""
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     for logger in trainer.loggers:
-        with _logging(logger):
-            logger.log_metrics(finite, step=step)
+        send_metrics(logger, finite, step)
     keep(trainer, metrics, step)
     publish(trainer, metrics)
 
@@ -120,8 +118,8 @@ def warn_of_early_stopping(trainer: pl.Trainer) -> None:
 
 
 def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:
-    """Log a figure to TensorBoard; it is drawn only if there is such a logger."""
-    _write(trainer, lambda writer: writer.add_figure(tag, draw(), global_step=step))
+    """Log a figure to the loggers that take one; it is drawn only if there is such a logger."""
+    send_figure(trainer, tag, draw, step)
 
 
 def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:
@@ -130,8 +128,8 @@ def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int
 
 
 def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
-    """Log Markdown to TensorBoard."""
-    _write(trainer, lambda writer: writer.add_text(tag, text, global_step=step))
+    """Log Markdown to the loggers that take it."""
+    send_text(trainer, tag, text, step)
 
 
 def layout(names: Sequence[str] = ("",)) -> dict[str, dict[str, list[Any]]]:
@@ -172,14 +170,8 @@ def _write(trainer: pl.Trainer, write: Callable[[Any], object]) -> None:
     """Call a function with the writer of every TensorBoard logger, which is a dummy on all ranks but the first."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            with _logging(logger):
+            with logging_guard(logger):
                 write(logger.experiment)
-
-
-def _logging(logger: object) -> AbstractContextManager[Attempt]:
-    """Guard a call of a logger: a full disk or a lost connection is no reason to end a run."""
-    # Without the step, so that a logger that fails in every step is one warning.
-    return guarded(None, f"{type(logger).__name__}: something is not logged", expects=(OSError, ValueError))
 
 
 def log_criteria(trainer: pl.Trainer, criteria: Sequence[Criterion], samples: int, step: int, tag: str) -> None:
