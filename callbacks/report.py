@@ -20,7 +20,7 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.run.guarded import attempted, guarded
-from lightning_conv.callbacks.run.loggers.artifacts import png_of
+from lightning_conv.callbacks.run.loggers.artifacts import picture_of
 from lightning_conv.callbacks.run.loggers.folder import run_folder
 from lightning_conv.callbacks.run.loggers.names import path_of
 from lightning_conv.callbacks.run.loggers.sending import send_files, wants_picture
@@ -29,7 +29,6 @@ from lightning_conv.callbacks.run.run_settings import seconds_of_run, settings_o
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.health.finding import Finding
 from lightning_conv.reporting.page.html_page import run_page
-from lightning_conv.reporting.page.html_parts import run_figure
 from lightning_conv.reporting.page.run_record import RunRecord
 from lightning_conv.reporting.plain_words import plain_words_markdown
 from lightning_conv.reporting.report import report_markdown
@@ -151,9 +150,8 @@ class ConvergenceReport(SeriesKeeper):
             if wants_picture(trainer) and self._affords(trainer, 2):
                 for number, of in enumerate(record.optimizers):
                     ending = f"_{path_of(of).name}.png" if number else ".png"
-                    draw = partial(run_figure, record, of)
-                    what = f"picture {of}" if number else "picture"
-                    files |= self._written(what, folder, ending, lambda draw=draw: png_of(draw(), background="white"))
+                    what = f"picture of {of}" if number else "picture"
+                    files |= self._written(what, folder, ending, partial(picture_of, record, of))
         send_files(trainer, files, trainer.global_step)
         rank_zero_info(f"ConvergenceReport: {files.get('page', files['report'])}")
 

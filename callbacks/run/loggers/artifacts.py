@@ -29,6 +29,8 @@ from typing_extensions import override
 
 from lightning_conv.callbacks.run.loggers.folder import log_dir_of
 from lightning_conv.callbacks.run.loggers.names import path_of
+from lightning_conv.reporting.page.html_parts import run_figure
+from lightning_conv.reporting.page.run_record import RunRecord
 
 FOLDER = "convergence"
 """Of our artifacts in a store that has one list of files for each run."""
@@ -193,6 +195,16 @@ def png_of(figure: Figure, background: str = "auto") -> bytes:
     with io.BytesIO() as file:
         figure.savefig(file, format="png", facecolor=background)
         return file.getvalue()
+
+
+def picture_of(run: RunRecord, optimizer: str = "") -> bytes:
+    """Return the figure of a run as a PNG file with a white background.
+
+    Args:
+        run: The run.
+        optimizer: Name of the optimizer whose network is meant, in a run with several.
+    """
+    return png_of(run_figure(run, optimizer), background="white")
 
 
 def _at(text: str, step: int) -> str:
