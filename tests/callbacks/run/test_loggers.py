@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import struct
+import time
 import zipfile
 from pathlib import Path
 
@@ -105,24 +106,36 @@ def mlflow_logger(tmp_path, empty_store):
 
 
 def wandb_records(folder):
-    """Every record of the offline runs below a folder, in order.
+    """Every record of the offline runs below a folder, in order; their writer may still be at work when a run has finished."""
+    latest = time.monotonic() + 60
+    while True:
+        runs = [records_of(path.read_bytes()) for path in sorted(Path(folder).glob("wandb/offline-run-*/*.wandb"))]
+        if all(any(each.HasField("exit") for each in run) for run in runs):
+            return [each for run in runs for each in run]
+        assert time.monotonic() < latest
+        time.sleep(0.05)
+
+
+def records_of(content):
+    """The records in a file of W&B.
 
     The package has no reader of its own: its files are logs of LevelDB behind seven bytes, of blocks of 32 kB, in which a record is cut
     into pieces with a checksum, a length and a kind before each.
     """
-    for path in sorted(Path(folder).glob("wandb/offline-run-*/*.wandb")):
-        content, at, record = path.read_bytes(), 7, b""
-        assert content[:4] == b":W&B"
-        while at + 7 <= len(content):
-            if 32768 - at % 32768 < 7:  # what is left of a block is too short for a piece
-                at += 32768 - at % 32768
-                continue
-            length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
-            record += content[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):  # whole, or the last piece
-                yield Record.FromString(record)
-                record = b""
+    found, at, record = [], 7, b""
+    while at + 7 <= len(content):
+        if 32768 - at % 32768 < 7:  # what is left of a block is too short for a piece
+            at += 32768 - at % 32768
+            continue
+        length, kind = struct.unpack("<HB", content[at + 4 : at + 7])
+        if at + 7 + length > len(content):
+            break  # it is being written
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            found.append(Record.FromString(record))
+            record = b""
+    return found
 
 
 def wandb_history(folder):
