@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -18,6 +20,11 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.run.guarded import attempted, guarded
+from lightning_conv.callbacks.run.loggers.artifacts import picture_of
+from lightning_conv.callbacks.run.loggers.folder import run_folder
+from lightning_conv.callbacks.run.loggers.names import path_of
+from lightning_conv.callbacks.run.loggers.sending import send_files, wants_picture
+from lightning_conv.callbacks.run.ranks import Ranks
 from lightning_conv.callbacks.run.run_settings import seconds_of_run, settings_of_run
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.health.finding import Finding
@@ -47,14 +54,19 @@ class ConvergenceReport(SeriesKeeper):
     The HTML file is one page for people, with a figure of the run and charts of what was logged: at most ``MOST`` points of each quantity
     are kept for them, also in checkpoints. It loads nothing from a network. An error in it is a warning, and the other files are written.
 
+    The files are also sent to the loggers that store files: Weights & Biases, MLflow and Comet have them with the run, with its figure as
+    ``convergence.png``, which a folder with a ``metrics.csv`` gets, too.
+
     Args:
-        folder: where to write; None: the folder of the first logger, or without a logger the trainer's ``default_root_dir``.
+        folder: where to write; None: the folder of the run (``run_folder``), which no other run of its loggers shares. Without a logger it
+            is the trainer's ``default_root_dir``.
         name: of the files, without their endings.
         html: whether to write the HTML file.
 
     Cost: 0.2 to 0.4 s for the figure in the HTML file at the end of the fit, for each optimizer (one core of a server, 2026). It is left
     out where the callbacks of the run would then have taken more than twice their ``max_overhead`` and more than 1.6 s; the page names the
-    command that draws it. The rest takes milliseconds. When an epoch or a validation ends, the module's own values are read: 0.1 ms. In a
+    command that draws it. As ``convergence.png`` it takes as long again, and is left out in the same way. The rest takes milliseconds,
+    and on a server what the network takes. When an epoch or a validation ends, the module's own values are read: 0.1 ms. In a
     checkpoint 32 kB for each quantity, at most.
 
     Example::
@@ -67,6 +79,7 @@ class ConvergenceReport(SeriesKeeper):
         self.folder = folder
         self.name = name
         self.html = html
+        self._of_run: Path | None = None
         # Lightning asks for it at every hook.
         self._key = self._generate_state_key(folder=folder, name=name)
 
@@ -74,6 +87,25 @@ class ConvergenceReport(SeriesKeeper):
     @override
     def state_key(self) -> str:
         return self._key
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._of_run = None
+            if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+                self._of_run = self.folder_of(trainer)
+
+    def folder_of(self, trainer: pl.Trainer) -> Path:
+        """Return the folder in which the files of this run are written, the same one on all ranks, which all call this.
+
+        Args:
+            trainer: Trainer of the run, in a fit.
+        """
+        if self._of_run is not None:
+            return self._of_run
+        found = (self.folder or run_folder(trainer)) if trainer.is_global_zero else ""
+        return Path(Ranks(trainer).broadcast(str(found)))
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,12 +124,13 @@ class ConvergenceReport(SeriesKeeper):
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         with guarded(None, "ConvergenceReport: nothing was written", expects=(OSError,)) as attempt:
-            folder = self._folder(trainer)
+            # Known since the beginning: where the other processes are gone they cannot be asked.
+            folder = self._of_run or Path(self.folder or run_folder(trainer))
             folder.mkdir(parents=True, exist_ok=True)
             for monitor in monitors_of(trainer, ConvergenceCriteria):
                 monitor.finish(trainer)  # its own on_fit_end may come later than this one
             record = self._record(trainer, pl_module, how, folder)
-            page = folder / f"{self.name}.md"
+            files = {"report": folder / f"{self.name}.md", "record": folder / f"{self.name}.json"}
             text = report_markdown(
                 "Convergence report",
                 record.facts,
@@ -107,31 +140,43 @@ class ConvergenceReport(SeriesKeeper):
                 words=self._words(trainer, record),
                 labels=record.labels,
             )
-            _write_whole(page, text)
-            _write_whole(folder / f"{self.name}.json", record.to_json())
+            _write_whole(files["report"], text.encode("utf-8"))
+            _write_whole(files["record"], record.to_json().encode("utf-8"))
         if attempt.failed:
             return
         if self.html:
-            page = self._write_page(record, folder, self._no_figure(trainer, folder)) or page
-        rank_zero_info(f"ConvergenceReport: {page}")
+            why_not = self._no_figure(trainer, folder)
+            files |= self._written("page", folder, ".html", lambda: run_page(record, no_figure=why_not).encode("utf-8"))
+            if wants_picture(trainer) and self._affords(trainer, 2):
+                for number, of in enumerate(record.optimizers):
+                    ending = f"_{path_of(of).name}.png" if number else ".png"
+                    what = f"picture of {of}" if number else "picture"
+                    files |= self._written(what, folder, ending, partial(picture_of, record, of))
+        send_files(trainer, files, trainer.global_step)
+        rank_zero_info(f"ConvergenceReport: {files.get('page', files['report'])}")
 
     @staticmethod
-    def _no_figure(trainer: pl.Trainer, folder: Path) -> str:
-        """Return why the figure is left out: it would take too much of a short run; empty: it is drawn."""
+    def _affords(trainer: pl.Trainer, figures: int) -> bool:
+        """Return whether a run is long enough for so many figures of each network."""
         monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
-        schedules = [each.schedule for each in monitors]
-        seconds = FIGURE_SECONDS * len({each.optimizer for each in monitors})
-        if all(each.allows_at_end(seconds, trainer.global_step) for each in schedules):
+        seconds = figures * FIGURE_SECONDS * len({each.optimizer for each in monitors})
+        return all(each.schedule.allows_at_end(seconds, trainer.global_step) for each in monitors)
+
+    def _no_figure(self, trainer: pl.Trainer, folder: Path) -> str:
+        """Return why the figure is left out: it would take too much of a short run; empty: it is drawn."""
+        if self._affords(trainer, 1):
             return ""
+        monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
+        seconds = FIGURE_SECONDS * len({each.optimizer for each in monitors})
         command = f"lightning-conv report {shlex.quote(str(folder))}"
         return f"The run was too short for a figure, which takes {seconds:.1f} s: {command} draws it."
 
-    def _write_page(self, record: RunRecord, folder: Path, no_figure: str) -> Path | None:
-        """Write the HTML file and return its path; None: it could not be written, which was said."""
-        page = folder / f"{self.name}.html"
-        with guarded(None, f"ConvergenceReport: {page.name} was not written", expects=(OSError,)) as attempt:
-            _write_whole(page, run_page(record, no_figure=no_figure))
-        return None if attempt.failed else page
+    def _written(self, what: str, folder: Path, ending: str, content: Callable[[], bytes]) -> dict[str, Path]:
+        """Write a file and return its path by what it is; nothing: it could not be written, which was said."""
+        path = folder / f"{self.name}{ending}"
+        with guarded(None, f"ConvergenceReport: {path.name} was not written", expects=(OSError,)) as attempt:
+            _write_whole(path, content())
+        return {} if attempt.failed else {what: path}
 
     def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str, folder: Path) -> RunRecord:
         """Return what is known of the run."""
@@ -159,16 +204,6 @@ class ConvergenceReport(SeriesKeeper):
             labels=self._labels(trainer),
             missing=[] if monitors_of(trainer, ConvergenceHealth) else [NO_HEALTH],
         )
-
-    def _folder(self, trainer: pl.Trainer) -> Path:
-        """Return the folder of the first logger that has one; ``trainer.log_dir`` would ask the other processes."""
-        if self.folder is not None:
-            return Path(self.folder)
-        for logger in trainer.loggers:
-            found = getattr(logger, "log_dir", None) or logger.save_dir
-            if found:
-                return Path(found)
-        return Path(trainer.default_root_dir)
 
     @staticmethod
     def _in_plain_words(trainer: pl.Trainer) -> tuple[list[Finding], dict[str, list[str]]]:
@@ -241,11 +276,11 @@ def _named(monitor: ConvergenceCriteria | KernelStability) -> list[Criterion]:
     return [replace(each, name=f"{of}{each.name}") for each in monitor.criteria]
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, so that an interrupted run leaves no half of it."""
     beside = path.with_name(path.name + ".part")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

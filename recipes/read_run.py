@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_run(folder: Path, record: str = "convergence.json") -> RunRecord:
     """Read the folder of a run.
 
     Args:
-        folder: Where its logger has written.
+        folder: Where its logger, or ``ConvergenceReport``, has written. What the logger has stands before what the JSON file has.
         record: Name of the JSON file.
 
     Raises:
@@ -63,11 +64,14 @@ def read_run(folder: Path, record: str = "convergence.json") -> RunRecord:
             optimizers=_optimizers(series),
             missing=missing,
         )
-    missing = [] if series else ["There are neither event files nor a metrics.csv in the folder, so nothing is drawn."]
     try:
-        return RunRecord.from_json(known.read_text("utf-8"), name=name, series=series, missing=missing)
+        run = RunRecord.from_json(known.read_text("utf-8"), name=name, series=series)
     except (ValueError, OSError) as error:
         raise UsageError(f"report: {known} cannot be read: {error}; remove it to see what the logger has") from error
+    if run.series:
+        return run
+    nothing = f"There are neither event files nor a metrics.csv in the folder, and no series in {record}, so nothing is drawn."
+    return replace(run, missing=[*run.missing, nothing])
 
 
 def read_series(folder: Path) -> dict[str, Series]:

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         "runs",
         metavar="RUN",
         nargs="+",
-        help=f"the folder in which a run's logger has written (TensorBoard or CSV); its page is {PAGE} in this folder",
+        help=f"the folder in which a run's logger (TensorBoard, CSV) or ConvergenceReport has written; its page is {PAGE} in this folder",
     )
     made.add_argument(
         "--compare", action="store_true", help=f"all runs on one page, side by side, {COMPARED} in the present folder"

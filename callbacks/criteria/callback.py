@@ -16,12 +16,12 @@ from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, Which, ma
 from lightning_conv.callbacks.monitors.base import KernelMonitor, OnError
 from lightning_conv.callbacks.run.assumptions import Violation
 from lightning_conv.callbacks.run.guarded import guarded
+from lightning_conv.callbacks.run.loggers.sending import takes_texts
 from lightning_conv.callbacks.run.logging import log_metrics, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.probe import Probe
-from lightning_conv.callbacks.run.tensorboard import has_board
 from lightning_conv.callbacks.run.upgrade import upgrade_state
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.kernels.gram import KernelGram
@@ -288,7 +288,7 @@ class ConvergenceCriteria(KernelMonitor):
 
     def _say(self, run: RunView, step: int) -> None:
         """Log the table of verdicts if there is another verdict or number in it."""
-        if not has_board(run.trainer) or (said := criteria_text(self.criteria)) == self._said:
+        if not takes_texts(run.trainer) or (said := criteria_text(self.criteria)) == self._said:
             return
         self._said = said
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(self.criteria).items())

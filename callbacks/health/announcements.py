@@ -10,8 +10,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_conv.callbacks.health.labels_of_run import LabelsOfRun
+from lightning_conv.callbacks.run.loggers.sending import takes_texts
 from lightning_conv.callbacks.run.logging import log_text
-from lightning_conv.callbacks.run.tensorboard import has_board
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.reporting.plain_words import plain_words_list
@@ -102,7 +102,7 @@ class Announcements:
             step: The present step.
             tag: Returns the tag of this optimizer's network.
         """
-        if has_board(trainer) and (words := plain_words_list(findings)) != self._words:
+        if takes_texts(trainer) and (words := plain_words_list(findings)) != self._words:
             log_text(trainer, tag(WORDS), words, step)
             self._words = words
         if labels is not None and self.new_audit(labels, "table") is not None:

@@ -14,12 +14,12 @@ from lightning_conv.callbacks.monitors.proven_bound import ProvenBound, asked_bo
 from lightning_conv.callbacks.monitors.spectrum_scalars import counted_eigenvalues, spectrum_scalars
 from lightning_conv.callbacks.monitors.step_size import StepSize, report
 from lightning_conv.callbacks.run.callbacks import callbacks_of
+from lightning_conv.callbacks.run.loggers.sending import takes_texts
 from lightning_conv.callbacks.run.logging import log_histogram, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.measured_kernel import tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
-from lightning_conv.callbacks.run.tensorboard import has_board
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.kernel.subset_bound import SubsetBound
@@ -255,7 +255,7 @@ class LambdaMin(KernelMonitor):
 
     def _say_layers(self, trainer: pl.Trainer, gram: KernelGram, step: int) -> None:
         """Log the table of the layers if a number in it has changed."""
-        if self.per_layer is None or not has_board(trainer) or not (shares := trace_shares(gram)):
+        if self.per_layer is None or not takes_texts(trainer) or not (shares := trace_shares(gram)):
             return
         table = layer_table(shares, {layer: each.lambda_min for layer, each in self._spectra(gram, step).items()})
         if table != self._table:

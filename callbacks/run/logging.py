@@ -1,4 +1,4 @@
-"""Send values to all loggers and to ``trainer.callback_metrics``; figures, text and histograms to TensorBoard."""
+"""Send values to all loggers and to ``trainer.callback_metrics``, figures and texts to those that take them, histograms to TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 
 from lightning_conv.callbacks.run.callbacks import callbacks_of
+from lightning_conv.callbacks.run.loggers.sending import send_figure, send_text
 from lightning_conv.callbacks.run.run_log import run_log
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.callbacks.run.tensorboard import write
@@ -86,8 +87,8 @@ def warn_of_early_stopping(trainer: pl.Trainer) -> None:
 
 
 def log_figure(trainer: pl.Trainer, tag: str, draw: Callable[[], Figure], step: int) -> None:
-    """Log a figure to TensorBoard; it is drawn only if there is such a logger."""
-    write(trainer, lambda writer: writer.add_figure(tag, draw(), global_step=step))
+    """Log a figure to the loggers that take one; it is drawn only if there is such a logger."""
+    send_figure(trainer, tag, draw, step)
 
 
 def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int) -> None:
@@ -96,5 +97,5 @@ def log_histogram(trainer: pl.Trainer, tag: str, values: torch.Tensor, step: int
 
 
 def log_text(trainer: pl.Trainer, tag: str, text: str, step: int) -> None:
-    """Log Markdown to TensorBoard."""
-    write(trainer, lambda writer: writer.add_text(tag, text, global_step=step))
+    """Log Markdown to the loggers that take it."""
+    send_text(trainer, tag, text, step)

@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_conv.callbacks.run.callbacks import callbacks_of, find_callback
 from lightning_conv.callbacks.run.changes import Changes
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.loggers.sending import send_metrics
 from lightning_conv.callbacks.run.tensorboard import (
     LimitsWriter,
     boards_of,
     log_settings,
-    logging_guard,
     say_where,
     write,
 )
@@ -85,8 +85,7 @@ class RunLog:
 
     def _send(self, trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
         for logger in trainer.loggers:
-            with logging_guard(logger):
-                logger.log_metrics(dict(values), step=step)
+            send_metrics(logger, values, step)
         self._tags |= dict.fromkeys(values)
         if not boards_of(trainer):
             return
@@ -122,8 +121,7 @@ class RunLog:
         new = {tag: value for tag, value in constants.items() if tag not in self._tags}
         for logger in trainer.loggers:
             if new and logger not in boards:
-                with logging_guard(logger):
-                    logger.log_metrics(dict(new), step=trainer.global_step)
+                send_metrics(logger, new, trainer.global_step)
         log_settings(trainer, constants, self._compared(pl_module), succeeded=succeeded)
         self._limits.close()
 

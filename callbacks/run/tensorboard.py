@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_conv.callbacks.run.guarded import Attempt, attempted, guarded
+from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.callbacks.run.loggers.sending import logging_guard
 from lightning_conv.callbacks.run.setting_texts import texts_of
 from lightning_conv.reporting.charts import LIMITS
 
@@ -29,15 +29,6 @@ def boards_of(trainer: pl.Trainer) -> list[TensorBoardLogger]:
     return [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
 
 
-def has_board(trainer: pl.Trainer) -> bool:
-    """Return whether this process writes for TensorBoard.
-
-    Args:
-        trainer: The trainer.
-    """
-    return trainer.is_global_zero and bool(boards_of(trainer))
-
-
 def write(trainer: pl.Trainer, call: Callable[[Any], object]) -> None:
     """Call a function with the writer of every TensorBoard logger, which is a dummy on all ranks but the first.
 
@@ -48,16 +39,6 @@ def write(trainer: pl.Trainer, call: Callable[[Any], object]) -> None:
     for logger in boards_of(trainer):
         with logging_guard(logger):
             call(logger.experiment)
-
-
-def logging_guard(logger: object) -> AbstractContextManager[Attempt]:
-    """Guard a call of a logger: a full disk or a lost connection is no reason to end a run.
-
-    Args:
-        logger: The logger.
-    """
-    # Without the step, so that a logger that fails in every step is one warning.
-    return guarded(None, f"{type(logger).__name__}: something is not logged", expects=(OSError, ValueError))
 
 
 class LimitsWriter:

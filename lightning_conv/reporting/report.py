@@ -157,8 +157,9 @@ def report_json(
     health: Sequence[Mapping[str, Any]] = (),
     steps: Mapping[str, int] | None = None,
     more: Mapping[str, Any] | None = None,
+    series: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return facts, criteria, metrics with their steps, and findings as JSON, in which NaN and infinity become null.
+    """Return facts, criteria, metrics with their steps, findings and series as JSON, in which NaN and infinity become null.
 
     Args:
         facts: See ``report_markdown``.
@@ -167,6 +168,7 @@ def report_json(
         health: The findings.
         steps: See ``report_markdown``.
         more: Further parts by name.
+        series: Steps and values by tag, a line of the file for each.
     """
     content: dict[str, Any] = {
         "facts": dict(facts),
@@ -176,7 +178,13 @@ def report_json(
         "steps": dict(steps or {}),
         **(more or {}),
     }
-    return json.dumps(json_values(content), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(json_values(content), indent=1, allow_nan=False)
+    lines = [
+        f"  {json.dumps(tag)}: {json.dumps(each, allow_nan=False, separators=(',', ':'))}"
+        for tag, each in json_values(series or {}).items()
+    ]
+    end = ',\n "series": {' + "".join(f"\n{line}," for line in lines).rstrip(",") + "\n }\n}\n"
+    return text.removesuffix("\n}") + end
 
 
 def _number(value: float) -> str:

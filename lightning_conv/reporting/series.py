@@ -11,6 +11,33 @@ import torch
 MOST = 2000
 """Points that a series keeps."""
 
+POINTS = 40_000
+"""Points of all series that are written together, on a page or in a file: it stays well under 2 MB."""
+
+FEWEST = 24
+"""Points of each of them at least."""
+
+DIGITS = 6
+"""Significant digits of a value that is written."""
+
+
+def points_each(number: int) -> int:
+    """Return how many points each of several series may have where they are written together.
+
+    Args:
+        number: How many they are.
+    """
+    return min(MOST, max(FEWEST, POINTS // max(1, number)))
+
+
+def numbers_of(values: Iterable[float]) -> list[float | None]:
+    """Return values with ``DIGITS`` significant digits, as JSON has them; one that is missing is None.
+
+    Args:
+        values: The values.
+    """
+    return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in values]
+
 
 class Series:
     """Values by step, in ascending order of the steps; a value that is not finite stands for one that is missing.
@@ -124,6 +151,28 @@ class Series:
         series.width = state["width"]
         series._steps, series._values = state["steps"].tolist(), state["values"].tolist()
         return series
+
+    def to_json(self, most: int) -> dict[str, list[Any]]:
+        """Return steps and values with ``DIGITS`` significant digits, at most so many; a missing one is None.
+
+        Args:
+            most: Points.
+        """
+        kept = self.thinned(most)
+        return {"steps": kept.steps, "values": numbers_of(kept._values)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Series:
+        """Return the series of ``to_json``.
+
+        Args:
+            content: Steps and values.
+
+        Raises:
+            ValueError: There are not as many steps as values.
+        """
+        values = [math.nan if each is None else float(each) for each in content["values"]]
+        return cls().extend(zip(map(int, content["steps"]), values, strict=True))
 
     def _thin_last(self) -> None:
         """Keep the extremes of the last interval."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -20,20 +19,12 @@ from lightning_conv.reporting.page.panels import (
     other_tags,
 )
 from lightning_conv.reporting.page.run_record import RunRecord
+from lightning_conv.reporting.series import numbers_of, points_each
 
 Chart: TypeAlias = dict[str, Any]
 
-POINTS = 40_000
-"""Points of all charts of a page, which take 17 bytes each: a page stays well under 2 MB."""
-
-FEWEST = 24
-"""Points of a line at least."""
-
 MOST_OTHERS = 120
 """Charts of quantities that no panel shows."""
-
-DIGITS = 6
-"""Significant digits of a value."""
 
 
 def charts_of(runs: Sequence[RunRecord]) -> tuple[list[Chart], list[Chart]]:
@@ -50,8 +41,7 @@ def charts_of(runs: Sequence[RunRecord]) -> tuple[list[Chart], list[Chart]]:
     # A forecast says nothing without the loss of its own run, which the chart of the losses has.
     panels = [panel for panel in PANELS if panel is not FORECAST or len(runs) == 1]
     wanted = [(panel, of) for of in optimizers for panel in panels]
-    lines = max(1, len(runs) * (3 * len(wanted) + len(rest)))
-    most = min(2000, max(FEWEST, POINTS // lines))
+    most = points_each(len(runs) * (3 * len(wanted) + len(rest)))
     shown = [_chart(panel, runs, of, most) for panel, of in wanted]
     return [each for each in shown if each], [each for panel in rest if (each := _chart(panel, runs, "", most))]
 
@@ -105,6 +95,4 @@ def _chart(panel: Panel, runs: Sequence[RunRecord], optimizer: str, most: int) -
 
 
 def _numbers(values: Sequence[float] | None) -> list[float | None] | None:
-    if values is None:
-        return None
-    return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in values]
+    return None if values is None else numbers_of(values)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from matplotlib.figure import Figure
+
 from lightning_conv.health.finding import in_order, worst_level
 from lightning_conv.reporting.page.glossary import glossary, marked
 from lightning_conv.reporting.page.run_record import RunRecord
@@ -60,6 +62,23 @@ def facts_html(run: RunRecord) -> str:
     return f'<p class="facts">{" · ".join(brief)}</p>{"".join(rest)}'
 
 
+def run_figure(run: RunRecord, optimizer: str = "") -> Figure:
+    """Return the figure of a run in six panels (``status_figure``).
+
+    Args:
+        run: The run.
+        optimizer: Name of the optimizer whose network is meant, in a run with several.
+    """
+    of = f"{optimizer}: " if optimizer else ""
+    why = {
+        name.removeprefix(of): reason
+        for reason, names in run.not_judged.items()
+        for name in names
+        if name.startswith(of)
+    }
+    return status_figure(run.series, run.shares.get(optimizer, {}), optimizer, why=why)
+
+
 def status_html(run: RunRecord, *, salt: str) -> str:
     """Return the figure of a run, one for the network of each optimizer; those after the first are folded.
 
@@ -69,14 +88,7 @@ def status_html(run: RunRecord, *, salt: str) -> str:
     """
     parts = []
     for number, optimizer in enumerate(run.optimizers):
-        of = f"{optimizer}: " if optimizer else ""
-        why = {
-            name.removeprefix(of): reason
-            for reason, names in run.not_judged.items()
-            for name in names
-            if name.startswith(of)
-        }
-        figure = status_figure(run.series, run.shares.get(optimizer, {}), optimizer, why=why)
+        figure = run_figure(run, optimizer)
         title = f"The run {run.name}{f', network of {optimizer}' if optimizer else ''}, in six panels"
         drawn = f'<div class="status">{figure_as_svg(figure, salt=f"{salt}-{number}", title=title)}</div>'
         parts.append(folded(f"The network of {optimizer}", drawn) if number else drawn)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_conv.health.finding import Finding
 from lightning_conv.reporting.report import report_json
-from lightning_conv.reporting.series import Series
+from lightning_conv.reporting.series import Series, points_each
 from lightning_conv.theory.criterion import Criterion
 
 
@@ -51,11 +51,16 @@ class RunRecord:
     missing: Sequence[str] = ()
 
     def to_json(self) -> str:
-        """Return all but the series, which the logger has, as JSON; NaN and infinity become null."""
+        """Return all but the labels as JSON, in which NaN and infinity become null.
+
+        All series together have at most ``POINTS`` points, or ``FEWEST`` each, with ``DIGITS`` significant digits.
+        """
         health = [each.to_json() for each in self.findings]
         names = ("not_judged", "shares", "settings", "seconds", "optimizers", "missing")
         more = {name: getattr(self, name) for name in names}
-        return report_json(self.facts, self.criteria, self.metrics, health, self.steps, more)
+        most = points_each(len(self.series))
+        series = {tag: each.to_json(most) for tag, each in self.series.items()}
+        return report_json(self.facts, self.criteria, self.metrics, health, self.steps, more, series)
 
     @classmethod
     def from_json(cls, text: str, *, name: str, series: Mapping[str, Series], missing: Sequence[str] = ()) -> RunRecord:
@@ -64,7 +69,7 @@ class RunRecord:
         Args:
             text: The file.
             name: What the run is called.
-            series: Values by step, by tag.
+            series: Values by step, by tag, as the logger has them; they stand before those of the file.
             missing: What else is not known.
 
         Raises:
@@ -82,7 +87,8 @@ class RunRecord:
                 criteria=[_criterion(each) for each in content["criteria"]],
                 metrics={tag: _number(value) for tag, value in _mapping(content["metrics"]).items()},
                 steps={tag: int(step) for tag, step in _mapping(content.get("steps", {})).items()},
-                series=series,
+                series={tag: Series.from_json(each) for tag, each in _mapping(content.get("series", {})).items()}
+                | dict(series),
                 shares={
                     of: {layer: _number(share) for layer, share in each.items()}
                     for of, each in _mapping(content.get("shares", {})).items()

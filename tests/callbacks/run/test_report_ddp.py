@@ -31,7 +31,7 @@ def train_with_a_reduced_metric(make_trainer, make_regression):
     trainer = make_trainer([LambdaMin(16, every_n_steps=2), report], max_epochs=2, logger=CSVLogger(folder))
     data = DataLoader(TensorDataset(torch.rand(32, 8), torch.rand(32, 3)), batch_size=8)
     trainer.fit(Reduced(), data)
-    pages = sorted(path.name for path in report._folder(trainer).glob("convergence*"))
+    pages = sorted(path.name for path in report.folder_of(trainer).glob("convergence*"))
     return {tag: [series.steps, series.values] for tag, series in report.series.items()}, pages
 
 
