@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 import lightning_conv
-from lightning_conv.recipes.cli import main, recipe_names, resolve_configs
+from lightning_conv.recipes.cli import main
+from lightning_conv.recipes.named_configs import recipe_names, resolve_configs
 
 # 179 training samples: two epochs take a second.
 QUICK = [
