@@ -28,6 +28,8 @@ def usage_errors(prefix: str = "") -> Iterator[None]:
     """
     try:
         yield
+    except UsageError:
+        raise
     except Exception as error:
         if not is_mistake(error):
             raise
@@ -67,22 +69,22 @@ def asked_by_user_code(traceback: TracebackType | None) -> bool:
     return False
 
 
-def in_one_line(message: str, options: Iterable[str], classes: Iterable[str] = ()) -> str:
+def in_one_line(message: str, options: Iterable[str], classes: Iterable[str] = (), *, inner: bool = False) -> str:
     """Say what a message of jsonargparse is about: it also lists every type that it tried.
 
     Args:
         message: the message.
-        options: the options of the parser that refused, without hyphens; with `config`, it is the parser of a command.
+        options: the options of the parser that refused, without hyphens.
         classes: names of classes that may be meant.
+        inner: the parser is that of a class, whose message becomes part of another one.
 
     Returns:
-        One line, which begins with the option, without hyphens if the parser is that of a class.
+        One line, which begins with the option, without hyphens if the parser is an inner one.
     """
-    options = list(options)
+    dashes = "" if inner else "--"
     if unknown := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
         return no_such_option(unknown[1], [f"--{each}" for each in options])
     if unknown := re.fullmatch(r"(?:Subcommand '\w+' does not accept o|O)ption '(\S+?)'(?: is not accepted)?", message):
-        dashes = "--" if "config" in options else ""
         return f"{dashes}{unknown[1]}: {NOTHING}{did_you_mean(unknown[1], options).replace('mean ', f'mean {dashes}')}"
     key = re.match(r'Parser key "([^"]+)":', message)
     said = (
@@ -90,14 +92,14 @@ def in_one_line(message: str, options: Iterable[str], classes: Iterable[str] = (
     )
     if key is None:
         return said
-    place = f"--{key[1]}" if "config" in options else key[1]
+    place = dashes + key[1]
     # What an inner parser has said, in another section or for another of the types that are possible: the first that knows the option.
-    inner = re.search(
+    nested = re.search(
         rf"([\w.]+): (?:expected .*?, got '[^']*'(?:; did you mean \S+\?)?|{NOTHING}(?:; did you mean (\S+)\?)?)", said
     )
-    if inner is None:
+    if nested is None:
         return f"{place}: {said}"
-    return f"{place}.{inner[0].replace('did you mean ', f'did you mean {place}.') if inner[2] else inner[0]}"
+    return f"{place}.{nested[0].replace('did you mean ', f'did you mean {place}.') if nested[2] else nested[0]}"
 
 
 def _expected(message: str) -> str:

@@ -40,9 +40,12 @@ class RecipeParser(LightningArgumentParser):
             *(() if self._subcommands_action is None else self._subcommands_action._name_parser_map.values()),
         ]
         options = [action.dest for parser in parsers for action in parser._actions if action.option_strings]
-        if "config" in options:  # the parser of a command, not of a class; it does not know the settings of the classes
+        inner = (
+            "config" not in options
+        )  # the parser of a class; that of a command does not know the settings of the classes
+        if not inner:
             options += [f"{section}.{name}" for section in ("model", "data") for name in settings(section)]
-        raise MisconfigurationException(in_one_line(message, dict.fromkeys(options), known_classes())) from ex
+        raise MisconfigurationException(in_one_line(message, options, known_classes(), inner=inner)) from ex
 
 
 def known_classes() -> list[str]:
