@@ -3,10 +3,8 @@
 Nothing heavy is imported before a command needs it, so that help, version and completion answer at once.
 """
 
-import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version as installed_version
 
 from lightning_conv import __version__
 from lightning_conv.recipes.commands import COMMANDS, RUNS, check_configured, overview, page
@@ -45,6 +43,9 @@ def _dispatch(command: str = "--help", *rest: str) -> int:
     if command in HELP_WORDS:
         print(overview(), end="")
     elif command in ("version", "--version"):
+        import platform
+        from importlib.metadata import version as installed_version
+
         libraries = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "lightning"))
         print(f"lightning-conv {__version__} (Python {platform.python_version()}, {libraries})")
     elif command == "configs":

@@ -5,8 +5,6 @@ import difflib
 from collections.abc import Iterable
 from typing import NoReturn
 
-from typing_extensions import override
-
 PAGE = "convergence.html"
 """Name of the page of a run, in the folder of its logger (``ConvergenceReport``)."""
 
@@ -42,8 +40,14 @@ class UsageParser(argparse.ArgumentParser):
         """Return the options in the order of the help."""
         return [flag for action in self._actions for flag in action.option_strings]
 
-    @override
-    def error(self, message: str) -> NoReturn:
+    def error(
+        self, message: str
+    ) -> NoReturn:  # without the decorator `override`, whose module would be half of the time of the help
+        """Raise the message as an exception, which the command reports.
+
+        Raises:
+            UsageError: always.
+        """
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             message = no_such_option(unknown, self.options())
