@@ -191,8 +191,12 @@ def test_a_recipe_with_overlays_runs_with_what_they_add(capsys):
     (metrics,) = Path("runs").rglob("metrics.csv")
     header = metrics.read_text().splitlines()[0]
     assert "kernel/lambda_min" in header
-    assert any(tag.startswith("health/") for tag in header.split(","))
     assert list(Path("runs").rglob("convergence.html"))
+    (saved,) = Path("runs", "wide_fc").rglob("config.yaml")
+    kinds = [
+        each["class_path"].rpartition(".")[2] for each in yaml.safe_load(saved.read_text())["trainer"]["callbacks"]
+    ]
+    assert kinds == ["ModelCheckpoint", "ConvergenceDiagnostics", "ExpressivityGuard"]
     assert lines_with(capsys.readouterr().out, "phase reached", "2 of 2")
 
 
