@@ -5,15 +5,9 @@ if __name__ != "lightning_conv.callbacks":
         f"this folder is the package `lightning_conv.callbacks`; import it by that name, not as `{__name__}`"
     )
 
-from lightning_conv.callbacks.clipping import RegularizedGradientClipping
-from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
-from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics
-from lightning_conv.callbacks.guard.callback import ExpressivityError, ExpressivityGuard
-from lightning_conv.callbacks.health.callback import ConvergenceHealth
-from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
-from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
-from lightning_conv.callbacks.report import ConvergenceReport
-from lightning_conv.callbacks.run.probe import Probe
+from typing import TYPE_CHECKING
+
+from lightning_conv._lazy import lazy
 
 __all__ = [
     "ConvergenceCriteria",
@@ -27,3 +21,16 @@ __all__ = [
     "Probe",
     "RegularizedGradientClipping",
 ]
+
+if TYPE_CHECKING:
+    from lightning_conv.callbacks.clipping import RegularizedGradientClipping
+    from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
+    from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics
+    from lightning_conv.callbacks.guard.callback import ExpressivityError, ExpressivityGuard
+    from lightning_conv.callbacks.health.callback import ConvergenceHealth
+    from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+    from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
+    from lightning_conv.callbacks.report import ConvergenceReport
+    from lightning_conv.callbacks.run.probe import Probe
+else:
+    __getattr__, __dir__ = lazy(__name__)

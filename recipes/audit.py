@@ -21,10 +21,8 @@ from lightning_conv.health.labels.label_audit import label_audit
 from lightning_conv.health.labels.suspicious_labels import LabelAudit
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.recipes.audit_files import write_audit
+from lightning_conv.recipes.commands import add_audit_options
 from lightning_conv.recipes.runs import RecipeCLI
-from lightning_conv.recipes.small import SAMPLES, is_small
-
-OUT = "runs/audit"
 
 
 class LabelAuditor(Callback):
@@ -125,10 +123,7 @@ class AuditCLI(RecipeCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the audit."""
         super().add_arguments_to_parser(parser)
-        default = SAMPLES if is_small() else 500
-        parser.add_argument("--checkpoint", type=str | None, default=None, help="a checkpoint whose weights are taken")
-        parser.add_argument("--samples", type=int, default=default, help=f"training samples (default: {default})")
-        parser.add_argument("--out", type=str, default=OUT, help=f"folder of the files (default: {OUT})")
+        add_audit_options(parser.add_argument)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -160,10 +155,8 @@ def audit(args: list[str]) -> None:
         args: options of the command.
 
     Raises:
-        MisconfigurationException: without a configuration, or if the labels cannot be audited.
+        MisconfigurationException: the labels cannot be audited.
     """
-    if not any(word.partition("=")[0] in ("-c", "--config", "-h", "--help", "--print_config") for word in args):
-        raise MisconfigurationException("--config: audit needs a recipe: lightning-conv audit --config wide_fc")
     made = AuditCLI(args)
     auditor, model = made.auditor, made.model
     model.configure_callbacks = list  # the recipe's own would measure and train

@@ -1,58 +1,17 @@
 """The command `lightning-conv`: read the first word, run that command, report a usage error as one message.
 
-Nothing heavy is imported before a command needs it, so that help and version answer at once.
+Nothing heavy is imported before a command needs it, so that help, version and completion answer at once.
 """
 
-import platform
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version as installed_version
 
 from lightning_conv import __version__
-from lightning_conv.recipes.usage import UsageError, recipe_names, resolve_configs
+from lightning_conv.recipes.commands import COMMANDS, RUNS, check_configured, overview, page
+from lightning_conv.recipes.named_configs import listing, resolve_configs
+from lightning_conv.recipes.usage import UsageError, did_you_mean
 
-HELP = """\
-usage: lightning-conv COMMAND [options]
-
-Train a network with convergence diagnostics and a two-phase rule guarded by an expressivity check.
-
-commands:
-  fit       train, then print a table of what was measured and where to look at it
-  validate  evaluate on the validation split
-  test      evaluate on the test split
-  compare   run a recipe with the guard and again without it (same seed, settings and iterations), side by side
-  audit     list the training labels that the other samples contradict, by the recipe's network as it is or from a checkpoint
-  report    write one HTML file about a run from its folder, or about several side by side (report --help)
-  tables    run the recipes over data sets and seeds, and write tables of ranks and test errors (tables --help)
-  lab       run a theorem's own setting on real data and check its inequalities (`lightning-conv lab` lists them)
-  version   print the versions in use
-
-options of fit, validate, test, compare and audit:
-  --config NAME             a recipe ({recipes}) or the path of a YAML file
-  --model.NAME VALUE        a setting of the model, such as --model.lr 0.05
-  --data.NAME VALUE         a setting of the data, such as --data.batch_size 32
-  --trainer.NAME VALUE      a setting of Lightning's Trainer, such as --trainer.max_epochs 20
-  --model CLASS             another model: WideFC, BNResNet, or the import path of any LightningModule
-  --data CLASS              other data: DigitsDataModule, TextDataModule, TorchvisionDataModule, or the import path of any data module
-  --ckpt_path PATH          resume from, or evaluate, a checkpoint
-  --print_config            print the complete configuration and stop
-  --help                    all options of a command
-
-options of audit:
-  --checkpoint PATH         take the weights of a checkpoint
-  --samples N               training samples, 500 by default
-  --out FOLDER              where labels.md, labels.csv and, of images, labels.png are written
-
-examples:
-  lightning-conv fit --config wide_fc
-  lightning-conv fit --config bn_resnet
-  lightning-conv compare --config wide_fc --trainer.max_epochs 5
-  lightning-conv audit --config wide_fc --samples 200
-  lightning-conv report runs/wide_fc/guarded_0
-  lightning-conv fit --config wide_fc --data TorchvisionDataModule --data.dataset MNIST --data.n_train 1000
-"""
-
-RUN_COMMANDS = ("fit", "validate", "test", "compare", "audit", "tables")
+HELP_WORDS = ("-h", "--help", "help")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -69,62 +28,79 @@ def main(args: Sequence[str] | None = None) -> int:
         return _dispatch(*(sys.argv[1:] if args is None else args))
     except UsageError as error:
         print(f"lightning-conv: error: {error}", file=sys.stderr)
+        print(error.more, end="", file=sys.stderr)
         return 2
+    except SystemExit as stop:  # help and --print_config leave this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 def _dispatch(command: str = "--help", *rest: str) -> int:
-    """Print help or version, or run a command that needs torch."""
-    if command in ("-h", "--help", "help"):
-        print(HELP.format(recipes=", ".join(recipe_names())), end="")
-        return 0
-    if command in ("version", "--version"):
-        libraries = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "lightning"))
-        print(f"lightning-conv {__version__} (Python {platform.python_version()}, {libraries})")
-        return 0
-    if command == "lab":
-        return _lab(*rest)
-    if command == "report":
-        return _report(*rest)
-    if command not in RUN_COMMANDS:
-        raise UsageError(
-            f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, report, lab, version"
-        )
-    if command == "tables" and {"-h", "--help"} & {*rest}:
-        from lightning_conv.recipes.paper_tables.command import parser
-
-        parser().print_help()
-        return 0
-    return _run(command, resolve_configs(rest))
-
-
-def _run(command: str, args: list[str]) -> int:
-    """Run a command that needs torch.
+    """Print help or version, or run a command.
 
     Raises:
         UsageError: the command line contains a mistake that the user can correct.
     """
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    if command in HELP_WORDS:
+        print(overview(), end="")
+    elif command in ("version", "--version"):
+        import platform
+        from importlib.metadata import version as installed_version
 
-    from lightning_conv.callbacks import ExpressivityError
+        libraries = ", ".join(f"{name} {installed_version(name)}" for name in ("torch", "lightning"))
+        print(f"lightning-conv {__version__} (Python {platform.python_version()}, {libraries})")
+    elif command == "configs":
+        print(listing(), end="")
+    elif command == "completion":
+        from lightning_conv.recipes.completion import completion
+
+        completion(rest)
+    elif command == "lab":
+        return _lab(*rest)
+    elif command == "report":
+        from lightning_conv.recipes.report_command import report
+
+        report(rest)
+    elif command == "tables":
+        from lightning_conv.recipes.mistakes import usage_errors
+        from lightning_conv.recipes.paper_tables import command as tables
+
+        with usage_errors("tables: "):
+            tables.run(rest)
+    elif command in RUNS:
+        _run(command, rest)
+    else:
+        raise UsageError(
+            f"there is no command {command!r}{did_you_mean(command, COMMANDS) or ';'} choose one of: {', '.join(COMMANDS)}"
+        )
+    return 0
+
+
+def _run(command: str, words: Sequence[str]) -> None:
+    """Print the help of a command that takes a configuration, or run it.
+
+    Raises:
+        UsageError: the command line contains a mistake that the user can correct.
+    """
+    if {"-h", "--help"} & {*words}:
+        page(command).print_help()
+        return
+    if "--help-all" in words:
+        words = ["--help"]
+    else:
+        check_configured(command, words)
+        words = resolve_configs(words)
     from lightning_conv.recipes import runs
-    from lightning_conv.recipes.paper_tables import command as tables
+    from lightning_conv.recipes.mistakes import usage_errors
 
-    try:
+    with usage_errors():
         if command == "compare":
-            runs.compare(args)
+            runs.compare(words)
         elif command == "audit":
             from lightning_conv.recipes.audit import audit
 
-            audit(args)
-        elif command == "tables":
-            tables.run(args)
+            audit(words)
         else:
-            runs.RecipeCLI([command, *args])
-    except (MisconfigurationException, ExpressivityError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise UsageError(str(error)) from error
-    except SystemExit as stop:  # help and --print_config leave this way
-        return _exit_code(stop)
-    return 0
+            runs.RecipeCLI([command, *words])
 
 
 def _lab(name: str = "--help", *settings: str) -> int:
@@ -133,32 +109,22 @@ def _lab(name: str = "--help", *settings: str) -> int:
     Raises:
         UsageError: the command line contains a mistake that the user can correct.
     """
-    from lightning_conv.recipes.lab import command as lab
+    if name in (*HELP_WORDS, "list"):
+        from lightning_conv.recipes.lab import overview as experiments
 
-    if name in ("-h", "--help", "help", "list"):
-        print(lab.overview(), end="")
+        print(experiments(), end="")
         return 0
-    try:
-        return lab.run_lab(name, settings)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        raise UsageError(f"lab {name}: {error}") from error
-    except SystemExit as stop:  # help leaves this way, and so does an argument that cannot be read
-        return _exit_code(stop)
-
-
-def _report(*words: str) -> int:
-    """Write the page of one run, or of several."""
-    from lightning_conv.recipes.report_command import report
+    from lightning_conv.recipes.lab import resolve
+    from lightning_conv.recipes.mistakes import usage_errors
 
     try:
-        report(words)
-    except SystemExit as stop:  # help leaves this way
-        return _exit_code(stop)
-    return 0
+        resolve(name, settings)
+    except ValueError as error:  # said before torch is loaded
+        raise UsageError(f"lab: {error}") from error
+    from lightning_conv.recipes.lab.command import run_lab
 
-
-def _exit_code(stop: SystemExit) -> int:
-    return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    with usage_errors(f"lab {name}: "):
+        return run_lab(name, settings)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from typing_extensions import override
-
-from lightning_conv.recipes.usage import PAGE, UsageError
+from lightning_conv.recipes.usage import PAGE, UsageError, UsageParser
 
 if TYPE_CHECKING:
     from lightning_conv.reporting.page.run_record import RunRecord
@@ -24,22 +21,12 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as the command does."""
-
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"report: {message}; lightning-conv report --help says more")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> UsageParser:
     """Return the parser of the command."""
-    made = _Parser(
-        prog="lightning-conv report",
+    made = UsageParser(
+        "report",
         description="Write one HTML file about a run, which needs no network: findings in plain words, charts, criteria and settings.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     made.add_argument(
         "runs",
@@ -50,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--compare", action="store_true", help=f"all runs on one page, side by side, {COMPARED} in the present folder"
     )
-    made.add_argument("--out", metavar="FILE", help="where to write the page instead")
+    made.add_argument("--out", "--output", metavar="FILE", help="where to write the page instead")
     return made
 
 

@@ -4,19 +4,26 @@ import time
 from typing import Any, NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from typing_extensions import override
 
+from lightning_conv import callbacks
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.recipes import BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC
+from lightning_conv.recipes.checkpoints import require_checkpoint
+from lightning_conv.recipes.mistakes import in_one_line
+from lightning_conv.recipes.named_configs import settings
 from lightning_conv.recipes.run_names import kind_of_run, named_logger
 from lightning_conv.recipes.small import EPOCHS, is_small
 from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
 
 # Imported here, these classes can be named by their short names on the command line.
 SHORT_NAMES = (BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC)
+SHORT_NAMES_OF_CALLBACKS = [getattr(callbacks, name) for name in callbacks.__all__]
+BASES = (LightningModule, LightningDataModule, Callback, Logger)
 
 
 class RecipeParser(LightningArgumentParser):
@@ -29,14 +36,29 @@ class RecipeParser(LightningArgumentParser):
         Raises:
             MisconfigurationException: always.
         """
-        raise MisconfigurationException(_condensed(message)) from ex
+        parsers = [
+            self,
+            *(() if self._subcommands_action is None else self._subcommands_action._name_parser_map.values()),
+        ]
+        options = [action.dest for parser in parsers for action in parser._actions if action.option_strings]
+        inner = (
+            "config" not in options
+        )  # the parser of a class; that of a command does not know the settings of the classes
+        if not inner:
+            options += [f"{section}.{name}" for section in ("model", "data") for name in settings(section)]
+        raise MisconfigurationException(in_one_line(message, options, known_classes(), inner=inner)) from ex
 
 
-def _condensed(message: str) -> str:
-    """Return the part of a message that is about the mistake: jsonargparse also lists every type that it tried."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "Expected a <class 'NoneType'>", "Given value")
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    return " ".join(line for line in lines if line and not line.startswith(noise)) or message
+def known_classes() -> list[str]:
+    """Return the short names that the command line understands: classes of models, data, callbacks and loggers that are imported."""
+    found: set[type] = set()
+    waiting: list[type] = [*BASES]
+    while waiting:
+        kind = waiting.pop()
+        if kind not in found:
+            found.add(kind)
+            waiting += kind.__subclasses__()
+    return sorted({kind.__name__ for kind in found if not kind.__name__.startswith("_")})
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -89,8 +111,13 @@ class RecipeCLI(LightningCLI):
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the given words; Lightning's method warns whenever the process itself has a command line."""
+        """Parse the given words; Lightning's method warns whenever the process itself has a command line.
+
+        Raises:
+            MisconfigurationException: `--ckpt_path` is a file of another kind, which Lightning would read next.
+        """
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        require_checkpoint(self.config.get(f"{self.config.get('subcommand')}.ckpt_path"))
 
     @override
     def instantiate_classes(self) -> None:
@@ -102,7 +129,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise MisconfigurationException(_condensed(str(error))) from error
+            raise MisconfigurationException(in_one_line(str(error), ())) from error
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -110,8 +137,8 @@ class RecipeCLI(LightningCLI):
 
         The saved configuration has no such name, so that a run of it gets its own.
         """
-        settings = self._get(self.config, "trainer", default={})
-        given, logger = settings.get("logger"), self._get(self.config_init, "trainer", default={}).get("logger")
+        resolved = self._get(self.config, "trainer", default={})
+        given, logger = resolved.get("logger"), self._get(self.config_init, "trainer", default={}).get("logger")
         if self.subcommand == "fit" and hasattr(given, "init_args"):
             callbacks = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
             callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
@@ -161,12 +188,7 @@ def compare(args: list[str]) -> None:
 
     Args:
         args: options of `fit`; the model must have a setting `guard`, as the recipes do.
-
-    Raises:
-        MisconfigurationException: without a configuration.
     """
-    if not any(word.partition("=")[0] in ("-c", "--config", "-h", "--help", "--print_config") for word in args):
-        raise MisconfigurationException("--config: compare needs a recipe: lightning-conv compare --config wide_fc")
     guarded = ComparedCLI(["fit", *args, "--model.guard=true"])
     # A seed chosen at random (seed_everything: true) is in the configuration after the first run.
     seed: Any = guarded.config["fit"]["seed_everything"]

@@ -1,6 +1,5 @@
 """A data module over the torchvision classification data sets that already lie on disk."""
 
-import difflib
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 from typing_extensions import override
 
 from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_size, stratified_order
+from lightning_conv.recipes.usage import did_you_mean
 
 # The classification sets of equally sized images that fit into memory, each with the constructor argument that chooses
 # the split; None: the set is undivided.
@@ -70,11 +70,10 @@ class TorchvisionDataModule(InMemoryDataModule):
         require_size("n_train", n_train)
         require_size("n_test", n_test)
         if dataset not in SPLIT_ARGUMENT:
-            near = difflib.get_close_matches(dataset.upper(), SPLIT_ARGUMENT, n=3, cutoff=0.5)
+            hint = did_you_mean(dataset, SPLIT_ARGUMENT, most=3, cutoff=0.5) or ";"
             raise MisconfigurationException(
-                f"dataset: {dataset!r} is not one of the supported torchvision data sets"
-                + (f" (near matches: {', '.join(near)})" if near else "")
-                + f"; choose one of: {', '.join(SPLIT_ARGUMENT)}"
+                f"dataset: {dataset!r} is not one of the supported torchvision data sets{hint} "
+                f"choose one of: {', '.join(SPLIT_ARGUMENT)}"
             )
         self.dataset = dataset
         self.root = root

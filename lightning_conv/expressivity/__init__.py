@@ -1,10 +1,8 @@
 """The expressivity condition: proofs that the last hidden features let the last layer reach every target."""
 
-from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
-from lightning_conv.expressivity.certify import Method, certify_expressivity
-from lightning_conv.expressivity.closest import ClosestRows, closest_rows
-from lightning_conv.expressivity.plan import StreamPlan, plan_stream
-from lightning_conv.expressivity.stream import FeatureRows, HeldRows
+from typing import TYPE_CHECKING
+
+from lightning_conv._lazy import lazy
 
 __all__ = [
     "ClosestRows",
@@ -21,3 +19,12 @@ __all__ = [
     "require_features",
     "too_narrow",
 ]
+
+if TYPE_CHECKING:
+    from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_features, too_narrow
+    from lightning_conv.expressivity.certify import Method, certify_expressivity
+    from lightning_conv.expressivity.closest import ClosestRows, closest_rows
+    from lightning_conv.expressivity.plan import StreamPlan, plan_stream
+    from lightning_conv.expressivity.stream import FeatureRows, HeldRows
+else:
+    __getattr__, __dir__ = lazy(__name__)

@@ -1,10 +1,8 @@
 """The empirical neural tangent kernel of any ``nn.Module``."""
 
-from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
-from lightning_conv.kernels.operator import NTKOperator
-from lightning_conv.kernels.plan import NTKPlan, plan_ntk
-from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.kernels.rules import LayerRule, OuterRule, register_rule
+from typing import TYPE_CHECKING
+
+from lightning_conv._lazy import lazy
 
 __all__ = [
     "KernelGram",
@@ -18,3 +16,12 @@ __all__ = [
     "plan_ntk",
     "register_rule",
 ]
+
+if TYPE_CHECKING:
+    from lightning_conv.kernels.gram import KernelGram, Outputs, ntk_gram
+    from lightning_conv.kernels.operator import NTKOperator
+    from lightning_conv.kernels.plan import NTKPlan, plan_ntk
+    from lightning_conv.kernels.products.precision import Precision
+    from lightning_conv.kernels.rules import LayerRule, OuterRule, register_rule
+else:
+    __getattr__, __dir__ = lazy(__name__)

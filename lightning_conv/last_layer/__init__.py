@@ -1,4 +1,7 @@
-"""Phase 2 in plain torch: the convex problem of the last linear layer, with proven step sizes and bounds."""
+"""Phase 2 in plain torch: the convex problem of the last linear layer, with proven step sizes and bounds.
+
+Its names are imported at once: ``comparators`` is a function and a module, and the one imported last would be what the package has.
+"""
 
 from lightning_conv.last_layer.bounds import (
     Comparator,

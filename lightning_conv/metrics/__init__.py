@@ -7,8 +7,15 @@ its kernel is computed once by ``ntk_gram``, with its options, and serves all me
 Before the first ``update``, ``compute`` returns NaN with torchmetrics' warning.
 """
 
-from lightning_conv.metrics.drift import KernelAlignment, KernelDrift
-from lightning_conv.metrics.expressivity import ExpressivityRank
-from lightning_conv.metrics.spectrum import EffectiveRank, MinEigenvalue
+from typing import TYPE_CHECKING
+
+from lightning_conv._lazy import lazy
 
 __all__ = ["EffectiveRank", "ExpressivityRank", "KernelAlignment", "KernelDrift", "MinEigenvalue"]
+
+if TYPE_CHECKING:
+    from lightning_conv.metrics.drift import KernelAlignment, KernelDrift
+    from lightning_conv.metrics.expressivity import ExpressivityRank
+    from lightning_conv.metrics.spectrum import EffectiveRank, MinEigenvalue
+else:
+    __getattr__, __dir__ = lazy(__name__)

@@ -5,13 +5,18 @@ An experiment is a module with a function ``run(...) -> Report``, whose argument
 lab NAME --setting value`.
 """
 
-import difflib
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lightning_conv.recipes.usage import did_you_mean
 
 if TYPE_CHECKING:
     from lightning_conv.recipes.lab.report import Report
+
+OUT = Path("runs") / "lab"
+"""Folder of the pages, unless `--out` names another one."""
 
 EXPERIMENTS: dict[str, str] = {
     "allen_zhu": "Allen-Zhu, Li, Song 2019: movement, switched units and semi-smoothness at several widths",
@@ -55,6 +60,16 @@ ALIASES = {"gclip": "clipping", "du2layer": "du_two_layer", "du --depth": "du_de
 """Former name, or name and flag -> name in ``EXPERIMENTS``; a hyphen for an underscore needs no entry."""
 
 
+def overview() -> str:
+    """Return the help: one line per experiment."""
+    width = max(map(len, EXPERIMENTS))
+    lines = [f"  {name:<{width}}  {line}" for name, line in sorted(EXPERIMENTS.items())]
+    usage = (
+        f"usage: lightning-conv lab NAME [--out FOLDER] [settings]\n\nThe page is written to FOLDER (default: {OUT}).\n"
+    )
+    return "\n".join([usage, *lines, "", "`lightning-conv lab NAME --help` has the settings of an experiment.", ""])
+
+
 def resolve(name: str, words: Sequence[str] = ()) -> tuple[str, list[str]]:
     """Resolve the name of an experiment, current or former, and its settings.
 
@@ -75,9 +90,8 @@ def resolve(name: str, words: Sequence[str] = ()) -> tuple[str, list[str]]:
             return ALIASES[f"{slug} {flag}"], rest
     slug = ALIASES.get(slug, slug)
     if slug not in EXPERIMENTS:
-        near = difflib.get_close_matches(slug, EXPERIMENTS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ValueError(f"there is no experiment {name!r}; {hint}choose one of: {', '.join(sorted(EXPERIMENTS))}")
+        hint = did_you_mean(slug, EXPERIMENTS, most=3, cutoff=0.5) or ";"
+        raise ValueError(f"there is no experiment {name!r}{hint} choose one of: {', '.join(sorted(EXPERIMENTS))}")
     return slug, rest
 
 

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import NoReturn, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typing_extensions import override
 
-from lightning_conv.recipes.lab import EXPERIMENTS, experiment, resolve
+from lightning_conv.recipes.lab import EXPERIMENTS, OUT, experiment, resolve
 from lightning_conv.recipes.lab.report import Report
+from lightning_conv.recipes.mistakes import in_one_line
 from lightning_conv.recipes.small import is_small
+from lightning_conv.recipes.usage import UsageError
 
-OUT = Path("runs") / "lab"
 
+class LabParser(ArgumentParser):
+    """Parser that reports a mistake in one line."""
 
-def overview() -> str:
-    """Return the help: one line per experiment."""
-    width = max(map(len, EXPERIMENTS))
-    lines = [f"  {name:<{width}}  {line}" for name, line in sorted(EXPERIMENTS.items())]
-    return "usage: lightning-conv lab NAME [--out FOLDER] [settings]\n\n" + "\n".join(lines) + "\n"
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the message as an exception, which the command reports.
+
+        Raises:
+            UsageError: always.
+        """
+        options = [action.dest for action in self._actions if action.option_strings]
+        raise UsageError(f"{self.prog.removeprefix('lightning-conv ')}: {in_one_line(message, options)}") from ex
 
 
 def run_lab(name: str, args: Sequence[str]) -> int:
@@ -41,12 +50,13 @@ def run_lab(name: str, args: Sequence[str]) -> int:
         0, or 1 if an inequality that must hold is violated.
 
     Raises:
-        ValueError: there is no such experiment, or a setting is impossible.
+        ValueError: there is no such experiment.
+        UsageError: a setting does not exist or is impossible.
     """
     slug, words = resolve(name, args)
     run = experiment(slug)
-    parser = ArgumentParser(prog=f"lightning-conv lab {slug}", description=EXPERIMENTS[slug], allow_abbrev=False)
-    parser.add_argument("--out", type=str, default=str(OUT), help=f"folder of the page (default {OUT})")
+    parser = LabParser(prog=f"lightning-conv lab {slug}", description=EXPERIMENTS[slug], allow_abbrev=False)
+    parser.add_argument("--out", "--output", type=str, default=str(OUT), help=f"folder of the page (default {OUT})")
     flags = {setting for setting, kind in get_type_hints(run).items() if kind is bool}
     parser.add_function_arguments(run, skip={*flags})
     for flag in sorted(flags):  # `--flag` alone means true
@@ -58,7 +68,12 @@ def run_lab(name: str, args: Sequence[str]) -> int:
     settings = parser.instantiate(parser.parse_args(words)).as_dict()
     folder = Path(settings.pop("out"))
     start = time.perf_counter()
-    report = run(**settings)
+    try:
+        report = run(**settings)
+    except ValueError as error:
+        if re.split(r"\W", str(error))[0] not in inspect.signature(run).parameters:  # not about a setting: a bug
+            raise
+        raise UsageError(f"lab {name}: {' '.join(str(error).split())}") from error
     report = replace(report, seconds=time.perf_counter() - start)
     page = report.write(folder, shlex.join(["lightning-conv", "lab", name, *args]))
     show(report, Console())

@@ -6,22 +6,21 @@ Nothing heavy is imported before the options are read.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from typing_extensions import override
 
+from lightning_conv.recipes.named_configs import config_file, recipe_names
 from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger
-from lightning_conv.recipes.paper_tables.page import render
+from lightning_conv.recipes.paper_tables.page import TITLE, render
 from lightning_conv.recipes.small import EPOCHS, SAMPLES, is_small
-from lightning_conv.recipes.usage import UsageError, recipe_names
+from lightning_conv.recipes.usage import UsageError, UsageParser, did_you_mean
 
 DESCRIPTION = """\
 Run the recipes with and without the guard and write the two tables of Kawaguchi & Sun's experiments, as this program measures them:
@@ -37,21 +36,12 @@ examples:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    @override
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see lightning-conv tables --help")
+OUT = "runs/tables"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> UsageParser:
     """Return the parser of the command's options."""
-    made = _Parser(
-        prog="lightning-conv tables",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    made = UsageParser("tables", description=DESCRIPTION, epilog=EXAMPLES)
     add = made.add_argument
     add("--data", default="digits", help="data sets, separated by commas: digits, or torchvision's (default: digits)")
     add("--root", default="data", help="folder of the torchvision data sets; nothing is downloaded (default: data)")
@@ -69,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
         help="another value of a setting of a recipe's model, such as wide_fc.lr=0.03; may be repeated",
     )
     add("--accelerator", default="auto", help="accelerator of Lightning's trainer (default: auto)")
-    add("--out", default="docs/results", help="folder of paper_tables.md and .json (default: docs/results)")
+    where = f"folder of paper_tables.md and paper_tables.json (default: {OUT})"
+    add("--out", "--output", metavar="FOLDER", default=OUT, help=where)
     return made
 
 
@@ -87,7 +78,7 @@ def run(words: Sequence[str]) -> None:
         words: words of the command line after `tables`.
 
     Raises:
-        UsageError: if an option is wrong, or the file of results cannot be read.
+        UsageError: if an option is wrong, the file of results cannot be read, or a page of somebody else is in its place.
     """
     options = parser().parse_args(list(words))
     if is_small():
@@ -97,6 +88,8 @@ def run(words: Sequence[str]) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     page = Path(options.out) / "paper_tables.md"
+    _require_own(page)
+    _require_writable(page)
     planned = list(plan(options))
     missing = [cell for cell in planned if ledger.result(cell) is None]
     _say(f"{len(planned)} runs, of which {len(planned) - len(missing)} are in {ledger.path}")
@@ -114,7 +107,28 @@ def run(words: Sequence[str]) -> None:
             _say(f"{number}/{len(missing)} {cell.title}: {outcome}")
     page.write_text(render(ledger))
     print(page.read_text(), end="")
-    _say(f"written: {page}")
+    _say(f"written: {page}, {ledger.path}")
+
+
+def _require_own(page: Path) -> None:
+    """Refuse to write over a page that this command has not made."""
+    try:
+        if page.exists() and not page.read_text("utf-8").startswith(TITLE):
+            raise UsageError(
+                f"tables: {page} is not a page of this command; move it away, or name another folder by --out"
+            )
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"tables: {page} cannot be read as a page of this command; name another folder by --out"
+        ) from error
+
+
+def _require_writable(page: Path) -> None:
+    """Refuse a folder in which nothing can be written, before hours are spent on the runs; it is made with the first result."""
+    place = next(each for each in (page, *page.absolute().parents) if each.exists())
+    reason = f"{place} is no folder" if place != page and not place.is_dir() else f"{place} is read-only"
+    if (place != page and not place.is_dir()) or not os.access(place, os.W_OK):
+        raise UsageError(f"tables: {page} cannot be written ({reason}); name another folder by --out")
 
 
 def plan(options: argparse.Namespace) -> Iterator[Cell]:
@@ -132,7 +146,8 @@ def plan(options: argparse.Namespace) -> Iterator[Cell]:
     recipes, changes = _words(options.recipes), _changes(options.set)
     for name in [*recipes, *changes]:
         if name not in recipe_names():
-            raise UsageError(f"recipes: {name!r} is not a recipe; choose from: {', '.join(recipe_names())}")
+            hint = did_you_mean(name, recipe_names()) or ";"
+            raise UsageError(f"recipes: {name!r} is not a recipe{hint} choose from: {', '.join(recipe_names())}")
     if unused := [name for name in changes if name not in recipes]:
         raise UsageError(f"set: {unused[0]!r} is not among the recipes that are run: {', '.join(recipes)}")
     if not recipes or not _words(options.data):
@@ -172,8 +187,7 @@ def _data_name(word: str) -> str:
 
     known = {name.lower(): name for name in ("digits", *SPLIT_ARGUMENT)}
     if word.lower() not in known:
-        near = difflib.get_close_matches(word.lower(), known, n=1)
-        hint = f"; did you mean {known[near[0]]}?" if near else ""
+        hint = did_you_mean(word, known.values())
         raise UsageError(f"data: {word!r} is not one of {', '.join(known.values())}{hint}")
     return known[word.lower()]
 
@@ -188,8 +202,7 @@ def _size(name: str, options: argparse.Namespace) -> int:
 
 def _config(recipe: str) -> dict[str, Any]:
     """Return the packaged configuration of a recipe."""
-    text = (files("lightning_conv.recipes.configs") / f"{recipe}.yaml").read_text()
-    config: dict[str, Any] = yaml.safe_load(text)
+    config: dict[str, Any] = yaml.safe_load(config_file(recipe).read_text("utf-8"))
     return config
 
 
@@ -212,7 +225,9 @@ def _checked(recipe: str, changes: dict[str, Any], settings: dict[str, Any]) -> 
     """Return the values that differ from those of the recipe; refuse unknown and fixed settings."""
     for name, value in changes.items():
         if name not in settings:
-            raise UsageError(f"set: {recipe} has no setting {name!r}; it has {', '.join(settings)}")
+            raise UsageError(
+                f"set: {recipe} has no setting {name!r}; it has {', '.join(settings)}{did_you_mean(name, settings)}"
+            )
         if name in ("guard", "diagnostics"):
             raise UsageError(f"set: {name} is what the tables compare, or leave out; it cannot be set")
         default = settings[name]

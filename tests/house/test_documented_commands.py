@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from tensorboard.program import TensorBoard
 
-from lightning_conv.recipes.cli import HELP, main
+from lightning_conv.recipes.cli import main
+from lightning_conv.recipes.commands import RUNS, overview, page
 from lightning_conv.recipes.lab import EXPERIMENTS, resolve
 from lightning_conv.recipes.paper_tables.command import EXAMPLES
 from lightning_conv.recipes.small import VARIABLE
@@ -17,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = [
     *(page.read_text() for page in PAGES),
-    *(path.read_text() for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml"))),
-    *(text[text.index("examples:") :] for text in (HELP, EXAMPLES)),
+    *(path.read_text() for path in sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))),
+    *(text[text.index("examples:") :] for text in (overview(), EXAMPLES, *(page(command).epilog for command in RUNS))),
 ]
 PROGRAMS = r"(?:\.venv/bin/)?(lightning-conv|tensorboard|make)(?= )"
 

@@ -12,6 +12,8 @@ LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric"}
 IMPORT_CORE = """
 import importlib, sys
 import lightning_conv
+for name in lightning_conv.__all__:
+    getattr(lightning_conv, name)
 print(*sorted(sys.modules))
 for name in sys.argv[1:]:
     importlib.import_module(name)
@@ -57,7 +59,7 @@ def test_callbacks_never_import_recipes(house):
 
 @pytest.fixture(scope="module")
 def loaded(house):
-    """What a process has loaded after it imported the face of the core, and after it imported the whole core."""
+    """What a process has loaded after it used every name of the face of the core, and after it imported the whole core."""
     core = [name for name in house.modules() if _room(name) == "core"]
     result = subprocess.run(
         [sys.executable, "-c", IMPORT_CORE, *core], cwd=house.root, capture_output=True, text=True, check=False
@@ -75,7 +77,7 @@ def test_importing_the_core_loads_no_lightning(loaded):
 
 
 @pytest.mark.slow
-def test_importing_the_face_of_the_core_loads_no_torchmetrics(loaded):
+def test_the_names_of_the_face_of_the_core_load_no_torchmetrics(loaded):
     """It takes seconds; who wants metrics imports `lightning_conv.metrics`."""
     face, _ = loaded
     assert "lightning_conv.kernels.drift" in face

@@ -93,12 +93,12 @@ class Numbers(pl.LightningDataModule):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "--config: audit needs a recipe"),
+        ([], "--config: audit needs a configuration"),
         (["--config", "wide_fc", "--samples", "5"], "targets: 5 samples; need at least 10"),
         (["--config", "wide_fc", "--samples", "1"], "size=1"),
         (["--config", "wide_fc", "--checkpoint", "gone.ckpt"], "--checkpoint: there is no file"),
         (["--config", "wide_fc", "--checkpoint", __file__], "is no Lightning checkpoint"),
-        (["--config", "nobody"], "neither a recipe nor a file"),
+        (["--config", "nobody"], "neither a packaged configuration nor a file"),
         (["--config", "wide_fc", "--sample", "3"], "--sample"),
     ],
 )

@@ -123,7 +123,7 @@ def test_missing_data_are_refused_with_the_folder_and_the_cure(tmp_path):
 
 
 def test_an_unknown_data_set_is_refused_with_near_matches():
-    with pytest.raises(MisconfigurationException, match=r"dataset: 'mnst'.*near matches: MNIST"):
+    with pytest.raises(MisconfigurationException, match=r"dataset: 'mnst'.*did you mean MNIST or "):
         TorchvisionDataModule("mnst")
 
 

@@ -179,6 +179,48 @@ def test_a_mistake_is_one_message_before_anything_is_written(words, said, capsys
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("name", ["paper_tables.md", "paper_tables.json"])
+@pytest.mark.parametrize("content", [b"# My thesis\n", b"\xff\xfe\x00"], ids=["text", "binary"])
+def test_a_file_of_somebody_else_is_left_alone(name, content, capsys):
+    Path("mine").mkdir()
+    Path("mine", name).write_bytes(content)
+    assert tables(*TINY, "--output", "mine") == 2
+    message = capsys.readouterr().err
+    assert str(Path("mine", name)) in message
+    assert "another folder" in message
+    assert Path("mine", name).read_bytes() == content
+    assert [path.name for path in Path("mine").iterdir()] == [name]
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_first_run(capsys):
+    Path("file").write_text("")
+    assert tables(*TINY, "--output", str(Path("file", "below"))) == 2
+    assert "file is no folder); name another folder by --out" in capsys.readouterr().err
+
+
+def test_the_folder_is_the_one_that_is_named_and_both_files_are_said(capsys):
+    words = [
+        "--n",
+        "40",
+        "--epochs",
+        "1",
+        "--accelerator",
+        "cpu",
+        "--recipes",
+        "wide_fc",
+        "--seeds",
+        "1",
+        "--augment",
+        "off",
+    ]
+    assert tables(*words, "--output", "here/there") == 0
+    page, results = Path("here/there/paper_tables.md"), Path("here/there/paper_tables.json")
+    assert f"written: {page}, {results}" in capsys.readouterr().err
+    assert page.is_file()
+    assert results.is_file()
+    assert [path.name for path in Path().iterdir()] == ["here"]
+
+
 def test_means_are_within_the_larger_standard_deviation_or_beyond_it():
     base, shift = [1.0, 2.0, 4.5], statistics.stdev([1.0, 2.0, 4.5])
     assert judgement(base, [value + 0.99 * shift for value in base]) == "within"
@@ -238,7 +280,7 @@ def test_two_commands_may_fill_one_file():
 
 
 def test_recipes_of_the_tables_are_those_of_the_command():
-    from lightning_conv.recipes.cli import recipe_names
+    from lightning_conv.recipes.named_configs import recipe_names
 
     assert sorted(RECIPES) == recipe_names()
     assert RECIPES["bn_resnet"] is BNResNet
