@@ -5,6 +5,8 @@ if __name__ != "lightning_conv.callbacks":
         f"this folder is the package `lightning_conv.callbacks`; import it by that name, not as `{__name__}`"
     )
 
+from lightning_conv.callbacks.check.check_run import check_run
+from lightning_conv.callbacks.check.run_check import CostCheck, HeadCheck, NetworkCheck, RunCheck, TheoremCheck
 from lightning_conv.callbacks.clipping import RegularizedGradientClipping
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics
@@ -20,10 +22,16 @@ __all__ = [
     "ConvergenceDiagnostics",
     "ConvergenceHealth",
     "ConvergenceReport",
+    "CostCheck",
     "ExpressivityError",
     "ExpressivityGuard",
+    "HeadCheck",
     "KernelStability",
     "LambdaMin",
+    "NetworkCheck",
     "Probe",
     "RegularizedGradientClipping",
+    "RunCheck",
+    "TheoremCheck",
+    "check_run",
 ]
