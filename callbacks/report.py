@@ -17,6 +17,7 @@ from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.run.end_of_run import say_the_end
 from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.run_settings import seconds_of_run, settings_of_run
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
@@ -44,6 +45,9 @@ class ConvergenceReport(SeriesKeeper):
     violates, and the last value of each scalar that the callbacks of this library logged. The place in the list of callbacks does not
     matter.
 
+    The fit ends with a block in the terminal: the verdict on the run, the findings by severity with their steps, and the files. It is
+    logged as Lightning logs: in colours on a terminal, plain in log files.
+
     The HTML file is one page for people, with a figure of the run and charts of what was logged: at most ``MOST`` points of each quantity
     are kept for them, also in checkpoints. It loads nothing from a network. An error in it is a warning, and the other files are written.
 
@@ -61,6 +65,9 @@ class ConvergenceReport(SeriesKeeper):
 
         trainer = Trainer(callbacks=[KernelStability(), LambdaMin(), ConvergenceCriteria(), ConvergenceReport()])
     """
+
+    says_the_end = True
+    """That the findings are shown here when the fit ends, with the files; ``ConvergenceHealth`` shows them where nothing else does."""
 
     def __init__(self, folder: str | None = None, name: str = "convergence", html: bool = True) -> None:
         super().__init__()
@@ -91,13 +98,14 @@ class ConvergenceReport(SeriesKeeper):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
+        files: dict[str, str] = {}
         with guarded(None, "ConvergenceReport: nothing was written", expects=(OSError,)) as attempt:
             folder = self._folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             for monitor in monitors_of(trainer, ConvergenceCriteria):
                 monitor.finish(trainer)  # its own on_fit_end may come later than this one
             record = self._record(trainer, pl_module, how, folder)
-            page = folder / f"{self.name}.md"
+            page, values = folder / f"{self.name}.md", folder / f"{self.name}.json"
             text = report_markdown(
                 "Convergence report",
                 record.facts,
@@ -108,12 +116,15 @@ class ConvergenceReport(SeriesKeeper):
                 labels=record.labels,
             )
             _write_whole(page, text)
-            _write_whole(folder / f"{self.name}.json", record.to_json())
-        if attempt.failed:
-            return
-        if self.html:
-            page = self._write_page(record, folder, self._no_figure(trainer, folder)) or page
-        rank_zero_info(f"ConvergenceReport: {page}")
+            _write_whole(values, record.to_json())
+            files = {"text": str(page), "values": str(values)}
+        if not attempt.failed and self.html:
+            written = self._write_page(record, folder, self._no_figure(trainer, folder))
+            files = files if written is None else {"page": str(written), **files}
+        if monitors_of(trainer, ConvergenceHealth):
+            say_the_end(trainer, how, *self._in_plain_words(trainer), files)
+        elif files:
+            rank_zero_info(f"ConvergenceReport: {', '.join(files.values())}")
 
     @staticmethod
     def _no_figure(trainer: pl.Trainer, folder: Path) -> str:
