@@ -21,6 +21,7 @@ commands:
   validate  evaluate on the validation split
   test      evaluate on the test split
   compare   run a recipe with the guard and again without it (same seed, settings and iterations), side by side
+  check     say what would be measured in a run, at which cost, and what voids which theorem; nothing is trained (check --help)
   audit     list the training labels that the other samples contradict, by the recipe's network as it is or from a checkpoint
   report    write one HTML file about a run from its folder, or about several side by side (report --help)
   tables    run the recipes over data sets and seeds, and write tables of ranks and test errors (tables --help)
@@ -85,9 +86,13 @@ def _dispatch(command: str = "--help", *rest: str) -> int:
         return _lab(*rest)
     if command == "report":
         return _report(*rest)
+    if command == "check":
+        from lightning_conv.recipes.check_command import check
+
+        return check(resolve_configs(rest))
     if command not in RUN_COMMANDS:
         raise UsageError(
-            f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, report, lab, version"
+            f"there is no command {command!r}; choose one of: {', '.join(RUN_COMMANDS)}, check, report, lab, version"
         )
     if command == "tables" and {"-h", "--help"} & {*rest}:
         from lightning_conv.recipes.paper_tables.command import parser
