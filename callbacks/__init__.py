@@ -14,15 +14,23 @@ __all__ = [
     "ConvergenceDiagnostics",
     "ConvergenceHealth",
     "ConvergenceReport",
+    "CostCheck",
     "ExpressivityError",
     "ExpressivityGuard",
+    "HeadCheck",
     "KernelStability",
     "LambdaMin",
+    "NetworkCheck",
     "Probe",
     "RegularizedGradientClipping",
+    "RunCheck",
+    "TheoremCheck",
+    "check_run",
 ]
 
 if TYPE_CHECKING:
+    from lightning_conv.callbacks.check.check_run import check_run
+    from lightning_conv.callbacks.check.run_check import CostCheck, HeadCheck, NetworkCheck, RunCheck, TheoremCheck
     from lightning_conv.callbacks.clipping import RegularizedGradientClipping
     from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
     from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics

@@ -19,6 +19,7 @@ from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.run.end_of_run import say_the_end
 from lightning_conv.callbacks.run.guarded import attempted, guarded
 from lightning_conv.callbacks.run.loggers.artifacts import picture_of
 from lightning_conv.callbacks.run.loggers.folder import run_folder
@@ -51,6 +52,9 @@ class ConvergenceReport(SeriesKeeper):
     violates, and the last value of each scalar that the callbacks of this library logged. The place in the list of callbacks does not
     matter.
 
+    The fit ends with a block in the terminal: the verdict on the run, the findings by severity with their steps, and the files. It is
+    logged as Lightning logs: in colours on a terminal, plain in log files.
+
     The HTML file is one page for people, with a figure of the run and charts of what was logged: at most ``MOST`` points of each quantity
     are kept for them, also in checkpoints. It loads nothing from a network. An error in it is a warning, and the other files are written.
 
@@ -73,6 +77,9 @@ class ConvergenceReport(SeriesKeeper):
 
         trainer = Trainer(callbacks=[KernelStability(), LambdaMin(), ConvergenceCriteria(), ConvergenceReport()])
     """
+
+    says_the_end = True
+    """That the findings are shown here when the fit ends, with the files; ``ConvergenceHealth`` shows them where nothing else does."""
 
     def __init__(self, folder: str | None = None, name: str = "convergence", html: bool = True) -> None:
         super().__init__()
@@ -123,6 +130,7 @@ class ConvergenceReport(SeriesKeeper):
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> None:
         if trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
+        files: dict[str, Path] = {}
         with guarded(None, "ConvergenceReport: nothing was written", expects=(OSError,)) as attempt:
             # Known since the beginning: where the other processes are gone they cannot be asked.
             folder = self._of_run or Path(self.folder or run_folder(trainer))
@@ -130,7 +138,7 @@ class ConvergenceReport(SeriesKeeper):
             for monitor in monitors_of(trainer, ConvergenceCriteria):
                 monitor.finish(trainer)  # its own on_fit_end may come later than this one
             record = self._record(trainer, pl_module, how, folder)
-            files = {"report": folder / f"{self.name}.md", "record": folder / f"{self.name}.json"}
+            named = {"report": folder / f"{self.name}.md", "record": folder / f"{self.name}.json"}
             text = report_markdown(
                 "Convergence report",
                 record.facts,
@@ -140,20 +148,24 @@ class ConvergenceReport(SeriesKeeper):
                 words=self._words(trainer, record),
                 labels=record.labels,
             )
-            _write_whole(files["report"], text.encode("utf-8"))
-            _write_whole(files["record"], record.to_json().encode("utf-8"))
-        if attempt.failed:
-            return
-        if self.html:
+            _write_whole(named["report"], text.encode("utf-8"))
+            _write_whole(named["record"], record.to_json().encode("utf-8"))
+            files = named
+        shown = files
+        if not attempt.failed and self.html:
             why_not = self._no_figure(trainer, folder)
-            files |= self._written("page", folder, ".html", lambda: run_page(record, no_figure=why_not).encode("utf-8"))
+            page = self._written("page", folder, ".html", lambda: run_page(record, no_figure=why_not).encode("utf-8"))
+            files, shown = files | page, page | files
             if wants_picture(trainer) and self._affords(trainer, 2):
                 for number, of in enumerate(record.optimizers):
                     ending = f"_{path_of(of).name}.png" if number else ".png"
                     what = f"picture of {of}" if number else "picture"
                     files |= self._written(what, folder, ending, partial(picture_of, record, of))
         send_files(trainer, files, trainer.global_step)
-        rank_zero_info(f"ConvergenceReport: {files.get('page', files['report'])}")
+        if monitors_of(trainer, ConvergenceHealth):
+            say_the_end(trainer, how, *self._in_plain_words(trainer), {what: str(path) for what, path in shown.items()})
+        elif shown:
+            rank_zero_info(f"ConvergenceReport: {', '.join(map(str, shown.values()))}")
 
     @staticmethod
     def _affords(trainer: pl.Trainer, figures: int) -> bool:

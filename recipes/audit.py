@@ -23,6 +23,7 @@ from lightning_conv.networks.inputs import Inputs
 from lightning_conv.recipes.audit_files import write_audit
 from lightning_conv.recipes.commands import add_audit_options
 from lightning_conv.recipes.runs import RecipeCLI
+from lightning_conv.reporting.progress import LONG, progress_bar
 
 
 class LabelAuditor(Callback):
@@ -160,7 +161,9 @@ def audit(args: list[str]) -> None:
     made = AuditCLI(args)
     auditor, model = made.auditor, made.model
     model.configure_callbacks = list  # the recipe's own would measure and train
-    made.trainer.fit(model, datamodule=made.datamodule)
+    # A rough duration; it only decides whether a bar is shown (``progress.LONG``).
+    with progress_bar("auditing the labels", LONG, None):
+        made.trainer.fit(model, datamodule=made.datamodule)
     assert auditor.audit is not None
     finding = finding_of_labels(auditor.audit, numbers=auditor.numbers, of="the audit")
     weights = "as initialised" if auditor.checkpoint is None else f"of {auditor.checkpoint}"

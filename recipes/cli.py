@@ -54,6 +54,8 @@ def _dispatch(command: str = "--help", *rest: str) -> int:
         from lightning_conv.recipes.completion import completion
 
         completion(rest)
+    elif command == "check":
+        return _check(rest)
     elif command == "lab":
         return _lab(*rest)
     elif command == "report":
@@ -101,6 +103,23 @@ def _run(command: str, words: Sequence[str]) -> None:
             audit(words)
         else:
             runs.RecipeCLI([command, *words])
+
+
+def _check(words: Sequence[str]) -> int:
+    """Print the help of `check`, or run it.
+
+    Raises:
+        UsageError: the command line contains a mistake that the user can correct.
+    """
+    from lightning_conv.recipes.check_command import HELP, check
+
+    if {"-h", "--help"} & {*words}:
+        print(HELP, end="")
+        return 0
+    from lightning_conv.recipes.mistakes import usage_errors
+
+    with usage_errors("check: "):
+        return check(resolve_configs(words))
 
 
 def _lab(name: str = "--help", *settings: str) -> int:

@@ -16,6 +16,7 @@ COMMANDS = {
     "validate": "evaluate on the validation split",
     "test": "evaluate on the test split",
     "compare": "run a recipe with the guard and again without it (same seed, settings and iterations), side by side",
+    "check": "say what would be measured in a run, at which cost, and what voids which theorem; nothing is trained",
     "audit": "list the training labels that the other samples contradict, by the recipe's network as it is or from a checkpoint",
     "report": "write one HTML file about a run from its folder, or about several side by side",
     "tables": "run the recipes over data sets and seeds, and write tables of ranks and test errors",
@@ -57,7 +58,7 @@ def overview() -> str:
     examples = (
         "fit --config wide_fc",
         "compare --config wide_fc --trainer.max_epochs 5",
-        "report runs/wide_fc/version_0",
+        "report runs/wide_fc/guarded_0",
     )
     return (
         "usage: lightning-conv COMMAND [options]\n\n"

@@ -7,6 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lightning_conv import callbacks
@@ -19,6 +20,7 @@ from lightning_conv.recipes.named_configs import settings
 from lightning_conv.recipes.run_names import kind_of_run, named_logger
 from lightning_conv.recipes.small import EPOCHS, is_small
 from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_comparison, print_run
+from lightning_conv.reporting.progress import LONG, said_duration
 
 # Imported here, these classes can be named by their short names on the command line.
 SHORT_NAMES = (BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC)
@@ -152,10 +154,42 @@ class RecipeCLI(LightningCLI):
             print_run(self.trainer)
 
 
+class Prediction(Callback):
+    """Says once, after the first epoch, how long a run is predicted to take, if that is ``LONG`` or more."""
+
+    def __init__(self) -> None:
+        self._begun = 0.0
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note when the first epoch begins."""
+        if trainer.current_epoch == 0:
+            self._begun = time.perf_counter()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say it after the first epoch."""
+        epochs = trainer.max_epochs
+        if trainer.current_epoch != 0 or epochs is None or epochs < 2:
+            return
+        seconds = (time.perf_counter() - self._begun) * epochs
+        if seconds >= LONG:
+            rank_zero_info(
+                f"{epochs} epochs: about {said_duration(seconds)} for this run, and as long for the other one"
+            )
+
+
 class ComparedCLI(RecipeCLI):
     """One run of a comparison, which trains, tests the last weights and keeps the outcome."""
 
     outcome: RunOutcome
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Return the trainer of the configuration, which says how long the run is predicted to take."""
+        made = super().instantiate_trainer(**kwargs)
+        made.callbacks.append(Prediction())  # type: ignore[attr-defined]
+        return made
 
     def before_fit(self) -> None:
         """Refuse a guard that would stay in the run without the guard.

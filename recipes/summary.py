@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.recipes.usage import PAGE
+from lightning_conv.reporting.terminal import console, print_paths, print_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +35,11 @@ def print_run(trainer: Trainer) -> None:
     Args:
         trainer: the trainer after `fit`.
     """
-    console = Console()
-    table = Table(title="Training run", title_justify="left", show_header=False)
-    table.add_column(no_wrap=True)
-    for label, text in [*_training_rows(trainer), *_guard_rows(trainer), *_kernel_rows(trainer)]:
-        table.add_row(escape(label), escape(text))
-    console.print(table)
-    _print_where(console, trainer)
+    to = console()
+    print_table(
+        to, ("", ""), [*_training_rows(trainer), *_guard_rows(trainer), *_kernel_rows(trainer)], title="Training run"
+    )
+    _print_where(to, trainer)
 
 
 def print_comparison(guarded: RunOutcome, plain: RunOutcome) -> None:
@@ -52,24 +49,22 @@ def print_comparison(guarded: RunOutcome, plain: RunOutcome) -> None:
         guarded: outcome of the run with the guard.
         plain: outcome of the same run without the guard.
     """
-    console = Console()
-    table = Table(
-        "", "with the guard", "without", title="The same run with and without the guard", title_justify="left"
-    )
+    to = console()
     runs = (guarded, plain)
-    table.add_row("test accuracy", *(_percent(run.test_metrics.get("test_acc")) for run in runs))
-    table.add_row("test loss", *(_number(run.test_metrics.get("test_loss")) for run in runs))
-    table.add_row("training-set loss", *(_number(run.train_loss) for run in runs))
-    table.add_row("optimizer steps", *(f"{run.steps:,}" for run in runs))
-    table.add_row("training time", *(f"{run.seconds:.1f} s" for run in runs))
-    for label, text in _guard_rows(guarded.trainer):
-        table.add_row(escape(label), escape(text), "")
-    console.print(table)
+    rows = [
+        ("test accuracy", *(_percent(run.test_metrics.get("test_acc")) for run in runs)),
+        ("test loss", *(_number(run.test_metrics.get("test_loss")) for run in runs)),
+        ("training-set loss", *(_number(run.train_loss) for run in runs)),
+        ("optimizer steps", *(f"{run.steps:,}" for run in runs)),
+        ("training time", *(f"{run.seconds:.1f} s" for run in runs)),
+        *((label, text, "") for label, text in _guard_rows(guarded.trainer)),
+    ]
+    print_table(to, ("", "with the guard", "without"), rows, title="The same run with and without the guard")
     accuracies = [run.test_metrics.get("test_acc") for run in runs]
     if accuracies[0] is not None and accuracies[1] is not None:
         points = 100.0 * (accuracies[0] - accuracies[1])
-        console.print(f"test accuracy with the guard minus without: {points:+.2f} points", highlight=False)
-    _print_where(console, guarded.trainer, plain.trainer)
+        to.print(f"test accuracy with the guard minus without: {points:+.2f} points")
+    _print_where(to, guarded.trainer, plain.trainer)
 
 
 def mean_train_loss(module: LightningModule, data: LightningDataModule) -> float | None:
@@ -160,7 +155,7 @@ def _kernel_rows(trainer: Trainer) -> list[tuple[str, str]]:
     return rows
 
 
-def _print_where(console: Console, *trainers: Trainer) -> None:
+def _print_where(to: Console, *trainers: Trainer) -> None:
     """Print the log folders and the command that shows them."""
     folders = [
         (trainer.log_dir, trainer.logger.save_dir)
@@ -173,9 +168,7 @@ def _print_where(console: Console, *trainers: Trainer) -> None:
     pages = [Path(log_dir) / PAGE for log_dir, _ in folders if log_dir]
     lines += [f"page: {page}" for page in pages if page.is_file()]
     lines.append(f"look: tensorboard --logdir {shlex.quote(str(folders[0][1]))}")
-    for line in lines:
-        # A path broken over two lines cannot be copied.
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    print_paths(to, lines)
 
 
 def _number(value: Tensor | float | None) -> str:

@@ -155,6 +155,16 @@ class ConvergenceCriteria(KernelMonitor):
         """The trackers of this run by name."""
         return self._record.trackers
 
+    def by_paper(self, trainer: pl.Trainer) -> dict[str, list[Criterion]]:
+        """Return the verdicts by the name of the paper; empty before the first measurement.
+
+        Args:
+            trainer: of the run.
+        """
+        if not self.criteria or self._kernel is None:
+            return {}
+        return self._record.by_paper(self._record.view(trainer, self._kernel))
+
     @property
     def history(self) -> list[Observation]:
         """What was observed, in order."""

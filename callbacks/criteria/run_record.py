@@ -144,15 +144,20 @@ class RunRecord:
 
     def criteria(self, run: RunView) -> list[Criterion]:
         """Return the verdicts of all trackers; where an assumption is violated, ``not applicable`` with the measured number."""
-        found: list[Criterion] = []
-        for tracker in self.trackers.values():
+        return [each for found in self.by_paper(run).values() for each in found]
+
+    def by_paper(self, run: RunView) -> dict[str, list[Criterion]]:
+        """Return the verdicts of each tracker by its name; one that fails has none."""
+        by_paper: dict[str, list[Criterion]] = {}
+        for name, tracker in self.trackers.items():
+            found: list[Criterion] = by_paper.setdefault(name, [])
             with self._attempt(tracker, "nothing is judged", run):
                 reason = run.violated(tracker.assumes)
                 judged, always = tracker.criteria(run), tracker.unconditional(run)
                 if odd := [each for each in (*judged, *always) if not isinstance(each, Criterion)]:
                     raise TypeError(f"criteria: {odd[0]!r}; need a list of Criterion")
                 found += [*(_violating(each, reason) if reason else each for each in judged), *always]
-        return found
+        return by_paper
 
     def figures(self) -> dict[str, Callable[[], Figure]]:
         """Return the functions of all trackers that draw, by the name of the figure."""

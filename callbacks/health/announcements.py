@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -14,7 +15,8 @@ from lightning_conv.callbacks.run.loggers.sending import takes_texts
 from lightning_conv.callbacks.run.logging import log_text
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.labels.suspicious_labels import LabelAudit
-from lightning_conv.reporting.plain_words import plain_words_list
+from lightning_conv.reporting.plain_words import alert_line, plain_words_list
+from lightning_conv.reporting.terminal import warnings_shown_as, width_of
 
 WORDS = "convergence/health"
 """Tag of the sentences: TensorBoard sorts its texts, and they come first."""
@@ -68,7 +70,8 @@ class Announcements:
             if each.level != "alert" or each.name in self.alerted:
                 continue
             self.alerted.add(each.name)
-            rank_zero_warn(f"{name}: {each.sentence} {each.advice}".rstrip())
+            with warnings_shown_as(alert_line(each, name, stream=sys.stderr, width=width_of(sys.stderr))):
+                rank_zero_warn(f"{name}: {each.sentence} {each.advice}".rstrip())
             if callable(self._on_alert):
                 self._on_alert(each)
             elif self._on_alert == "stop":

@@ -130,12 +130,6 @@ class ConvergenceHealth(HealthHooks):
         self._fetch(trainer)
         return self._record.losses.series
 
-    @property
-    def diverged_at(self) -> int | None:
-        """Return the step at which a loss or a weight was no longer finite; None: all were."""
-        first = self._record.losses.not_finite
-        return None if first is None or first.skipped else first.step
-
     @override
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -20,6 +19,8 @@ from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
 from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
 from lightning_conv.callbacks.monitors.lambda_min import LambdaMin
+from lightning_conv.callbacks.run.callbacks import all_callbacks
+from lightning_conv.callbacks.run.end_of_run import say_the_end
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_metrics
 from lightning_conv.callbacks.run.measurement import Measurement
@@ -30,7 +31,7 @@ from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 from lightning_conv.reporting.gradient_plot import plot_layer_gradients
 from lightning_conv.reporting.label_pictures import are_pictures, plot_labels
-from lightning_conv.reporting.plain_words import LEVEL, health_scalars, plain_words_terminal, tag_of
+from lightning_conv.reporting.plain_words import LEVEL, health_scalars, tag_of
 
 PASSES = 9
 """Forward and backward passes of the probe that a measurement takes without its costly parts, roughly."""
@@ -63,6 +64,12 @@ class HealthHooks(KernelMonitor):
         for name, reason in self._record.undecided.items():
             found.setdefault(reason, []).append(name)
         return found
+
+    @property
+    def diverged_at(self) -> int | None:
+        """Return the step at which a loss or a weight was no longer finite; None: all were."""
+        first = self._record.losses.not_finite
+        return None if first is None or first.skipped else first.step
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -202,5 +209,6 @@ class HealthHooks(KernelMonitor):
             self._record.losses.look_at_weights(pl_module, trainer.global_step)
             self._alert(trainer)
             self._say(trainer, trainer.global_step)
-            if self.findings:
-                rank_zero_info(plain_words_terminal(self.findings, self.not_judged))
+            if self.findings and not any(getattr(each, "says_the_end", False) for each in all_callbacks(trainer)):
+                how = "completed" if self.diverged_at is None else f"diverged at step {self.diverged_at}"
+                say_the_end(trainer, how, self.findings, self.not_judged)

@@ -30,6 +30,7 @@ from lightning_conv.callbacks.run.logging import (
     warn_without_logger,
     withdraw,
 )
+from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.probe import Probe
@@ -133,11 +134,7 @@ class KernelMonitor(Beginning):
             raise MisconfigurationException(
                 f"{type(self).__name__}: loss_fn={self.loss_fn!r}; need loss_fn(outputs, targets), such as torch.nn.functional.mse_loss"
             )
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-            raise MisconfigurationException(
-                f"{type(self).__name__}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one "
-                "device; use a single device or DDP"
-            )
+        require_whole_copies(trainer, type(self).__name__)
         warn_without_logger(trainer, self, "values")
         warn_of_early_stopping(trainer)
 
@@ -205,6 +202,16 @@ class KernelMonitor(Beginning):
         if self._kernel is None:
             return math.inf
         return 0.0 if self._leads and self._kernel.probe_loss.compares else self._kernel.rests_until
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first measurement waits for no batch and no step, of any of the run's optimizers."""
+        return all(each._waits is None for each in self._all)
+
+    @property
+    def kernel(self) -> Measurement | None:
+        """What is measured, shared by monitors of equal settings; None: nothing is, now."""
+        return self._kernel
 
     @property
     def notes_steps(self) -> bool:
@@ -301,3 +308,20 @@ class KernelMonitor(Beginning):
 
     def _without(self, names: frozenset[str]) -> dict[str, float]:
         return {name: value for name, value in self._metrics.items() if name not in names}
+
+
+def require_whole_copies(trainer: pl.Trainer, name: str) -> None:
+    """Refuse a strategy that divides the parameters among devices.
+
+    Args:
+        trainer: Trainer of the run.
+        name: Of the callback.
+
+    Raises:
+        MisconfigurationException: It does.
+    """
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+        raise MisconfigurationException(
+            f"{name}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one device; use a single "
+            "device or DDP"
+        )

@@ -22,6 +22,9 @@ from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.seeking import NotObservedError
 
+NOTHING = "Nothing is measured"
+"""How the warning ends that a monitor with ``on_error="warn"`` or ``"disable"`` gives where it cannot measure."""
+
 
 class Beginning(Kept):
     """Base of ``KernelMonitor``: makes the first measurement of a fit, which monitors with equal settings share.
@@ -165,6 +168,7 @@ class Beginning(Kept):
             self._kernel = None
             raise
         if chosen.is_reduced:
+            found.choice = chosen.words
             rank_zero_info(f"{self._name}: {chosen.words}")
 
     def _say_what_is_measured(self, unless: str = "") -> None:
@@ -200,5 +204,5 @@ class Beginning(Kept):
                 self._kernel = None
                 raise MisconfigurationException(message) from error
             if self._kernel is None or self.on_error == "disable":
-                self._kernel, message = None, f"{message}. Nothing is measured"
+                self._kernel, message = None, f"{message}. {NOTHING}"
             rank_zero_warn(message)

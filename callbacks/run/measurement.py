@@ -70,6 +70,7 @@ class Measurement(MeasuredSamples):
         self.highest: Precision = "certified"  # the last one that is tried
         self.is_bound = False
         self.pass_seconds = 0.0  # of a forward and a backward pass of the samples; 0: not timed
+        self.choice = ""  # what the budget has chosen, in words; empty: all that was asked for
         self.awaited = 0.0  # predicted seconds of the first kernel, for which the run is not long enough yet
         self._plans: dict[Precision, NTKPlan] = {}  # the last ones
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
@@ -177,6 +178,11 @@ class Measurement(MeasuredSamples):
     def is_resolved(self) -> bool:
         """Whether lambda_min of the last kernel stands clear of its error."""
         return self._measured is not None and self._measured[2].lambda_min.resolved
+
+    @property
+    def plan(self) -> NTKPlan | None:
+        """The plan of the last kernel, with its bytes; None: there is none."""
+        return self._plans.get(self.precision)
 
     @property
     def n_outputs(self) -> int | None:

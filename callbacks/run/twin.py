@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from lightning_conv.callbacks.run.callbacks import all_callbacks
 from lightning_conv.callbacks.run.isolated import isolated
@@ -24,6 +25,29 @@ from lightning_conv.networks.copying import not_copied
 
 class NotATwinError(RuntimeError):
     """The copy's training step reaches back into the run; the message says by what."""
+
+
+def copy_module(module: pl.LightningModule, memo: dict[int, Any]) -> pl.LightningModule:
+    """Return a copy of a module that shares no memory with it, and whose functions do not reach back into it.
+
+    Args:
+        module: Any LightningModule.
+        memo: What stands for parts of it in the copy, by their ``id``, as ``copy.deepcopy`` takes and fills it.
+
+    Raises:
+        NotATwinError: The copy has the memory of the module's weights or buffers.
+    """
+    made: pl.LightningModule = copy.deepcopy(module, memo)
+    for copied, original in zip(made.parameters(), module.parameters(), strict=True):
+        if copied.grad_fn is not None:  # scripted modules copy their weights with a graph
+            copied.detach_().requires_grad_(original.requires_grad)
+    if shared_with_run := _shared(module, made):
+        raise NotATwinError(
+            f"a copy of the module shares {shared_with_run!r} with it, so nothing may be written into the copy"
+        )
+    for each in made.modules():
+        make_functions_anew(each, memo)
+    return made
 
 
 class Twin:
@@ -74,16 +98,7 @@ class Twin:
         memo: dict[int, Any] = {id(trainer): self._reader} | {id(each): each for each in shared} | not_copied(module)
         # A module may keep its optimizers, or Lightning's wrappers of them.
         memo |= {id(each): its for each, its in (*read, *zip(_wrappers(module), self._optimizers, strict=False))}
-        self.module: pl.LightningModule = copy.deepcopy(module, memo)
-        for copied, original in zip(self.module.parameters(), module.parameters(), strict=True):
-            if copied.grad_fn is not None:  # scripted modules copy their weights with a graph
-                copied.detach_().requires_grad_(original.requires_grad)
-        if shared_with_run := _shared(module, self.module):
-            raise NotATwinError(
-                f"a copy of the module shares {shared_with_run!r} with it, so nothing may be written into the copy"
-            )
-        for each in self.module.modules():
-            make_functions_anew(each, memo)
+        self.module = copy_module(module, memo)
         for of, its in read:
             its.read(of, memo, self._optimizers)
         vars(self._reader)["optimizers"] = self._optimizers
@@ -240,9 +255,15 @@ def _copied(batch: Any) -> Any:
 
 def _shared(module: nn.Module, copied: nn.Module) -> str:
     """Return the name of a tensor of the copy that lies in the memory of one of the original; empty: there is none."""
-    own = {each.untyped_storage().data_ptr() for each in (*module.parameters(), *module.buffers()) if each.numel()}
-    named = (*copied.named_parameters(), *copied.named_buffers())
-    return next((name for name, each in named if each.numel() and each.untyped_storage().data_ptr() in own), "")
+    own = {each.untyped_storage().data_ptr() for _, each in _filled(module)}
+    return next((name for name, each in _filled(copied) if each.untyped_storage().data_ptr() in own), "")
+
+
+def _filled(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the parameters and buffers that have a shape and are not empty, by name."""
+    named = (*module.named_parameters(), *module.named_buffers())
+    shapeless = UninitializedParameter, UninitializedBuffer
+    return [(name, each) for name, each in named if not isinstance(each, shapeless) and each.numel()]
 
 
 def _loss_in(made: Any) -> Tensor | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from lightning_conv.health.finding import LEVELS, Finding, Level, in_order, worst_level
+from lightning_conv.health.wording import counted
+from lightning_conv.reporting.terminal import has_color
 
 TITLE = "In plain words"
 
@@ -18,6 +19,9 @@ NOTHING = "Nothing could be judged."
 
 COLORS: Mapping[Level, str] = {"ok": "32", "notice": "36", "warning": "33", "alert": "31;1"}
 """Select Graphic Rendition of ECMA-48: green, cyan, yellow, bold red."""
+
+MEANING: Mapping[Level, str] = {"warning": "it is held back", "alert": "it cannot go on well as it is"}
+"""What the levels mean that are no good news."""
 
 WIDTH = 100
 """Columns of the block in the terminal."""
@@ -64,16 +68,90 @@ def plain_words_terminal(
         stream: Where it will be written; None: the standard output.
         width: Columns.
     """
-    color = _has_color(sys.stdout if stream is None else stream)
-    rows: list[tuple[Level | None, str]] = [(each.level, _text(each)) for each in in_order(findings)]
+    color = has_color(sys.stdout if stream is None else stream)
+    rows: list[tuple[Level | None, str]] = [(each.level, _at_its_step(each)) for each in in_order(findings)]
     rows += [(None, line) for line in _folded(reasons)]
-    lines = [TITLE]
-    for level, text in rows or [(None, NOTHING)]:
-        mark = f"{level or '':<8}"
-        body = textwrap.wrap(text, max(width - 10, 20), break_long_words=False, break_on_hyphens=False)
-        shown = f"\x1b[{COLORS[level]}m{mark}\x1b[0m" if color and level is not None else mark
-        lines += [f"  {shown}{body[0]}".rstrip(), *(f"{'':10}{line}" for line in body[1:])]
-    return "\n".join(lines)
+    lines = [
+        line for level, text in rows or [(None, NOTHING)] for line in _lines(level or "", text, level, color, width)
+    ]
+    return "\n".join([TITLE, *lines])
+
+
+def run_block(
+    how: str,
+    steps: int,
+    findings: Sequence[Finding],
+    reasons: Mapping[str, Sequence[str]] | None = None,
+    files: Mapping[str, str] | None = None,
+    *,
+    stream: TextIO | None = None,
+    width: int = WIDTH,
+) -> str:
+    """Return the block that ends a run in a terminal: the verdict, the findings by severity with their steps, and where the files are.
+
+    Args:
+        how: How the run has ended, such as ``"completed"``.
+        steps: Optimizer steps that it has made.
+        findings: The findings.
+        reasons: See ``plain_words_markdown``.
+        files: Paths by what they are, such as ``"page"``; they are never broken into lines.
+        stream: See ``plain_words_terminal``.
+        width: Columns.
+    """
+    stream = sys.stdout if stream is None else stream
+    color, level = has_color(stream), worst_level(findings)
+    head = textwrap.wrap(f"{TITLE}: {verdict_of_run(how, steps, findings)}", max(width, 20), break_long_words=False)
+    if color:
+        head = [f"\x1b[1;{COLORS[level]}m{line}\x1b[0m" for line in head]
+    _, *body = plain_words_terminal(findings, reasons, stream=stream, width=width).split("\n")
+    paths = [f"  {name:<8}{path}" for name, path in (files or {}).items()]
+    return "\n".join([*head, *body, *paths])
+
+
+def alert_line(finding: Finding, whose: str, *, stream: TextIO | None = None, width: int = WIDTH) -> str:
+    """Return an alert as it is shown in a terminal at the moment when it happens.
+
+    Args:
+        finding: The alert.
+        whose: Name of the callback that gives it.
+        stream: See ``plain_words_terminal``.
+        width: Columns.
+    """
+    color = has_color(sys.stderr if stream is None else stream)
+    return "\n".join(_lines(finding.level, f"{whose}: {_at_its_step(finding)}", finding.level, color, width, indent=0))
+
+
+def verdict_of_run(how: str, steps: int, findings: Sequence[Finding]) -> str:
+    """Return what the findings come to, in a sentence.
+
+    Args:
+        how: How the run has ended.
+        steps: Optimizer steps that it has made.
+        findings: The findings.
+
+    Example:
+        >>> verdict_of_run("completed", 12, [Finding(name="width", level="warning", sentence="The last layer is narrow.")])
+        'the run completed after 12 steps; 1 warning: it is held back.'
+    """
+    level = worst_level(findings)
+    count = sum(each.level == level for each in findings)
+    said = f"{counted(count, level)}: {MEANING[level]}" if level in MEANING else "nothing that was judged holds it back"
+    return f"the run {how} after {counted(steps, 'step')}; {said if findings else 'nothing could be judged'}."
+
+
+def _lines(mark: str, text: str, level: Level | None, color: bool, width: int, indent: int = 2) -> list[str]:
+    """Return a sentence behind its mark, broken into lines that begin below one another."""
+    margin = indent + 8
+    body = textwrap.wrap(text, max(width - margin, 20), break_long_words=False, break_on_hyphens=False)
+    shown = f"{mark:<8}"
+    if color and level is not None:
+        shown = f"\x1b[{COLORS[level]}m{shown}\x1b[0m"
+    return [f"{'':{indent}}{shown}{body[0]}".rstrip(), *(f"{'':{margin}}{line}" for line in body[1:])]
+
+
+def _at_its_step(finding: Finding) -> str:
+    """Return sentence and advice, behind the step of the measurement where there is one."""
+    return _text(finding) if finding.step is None else f"step {finding.step}: {_text(finding)}"
 
 
 def plain_words_text(findings: Sequence[Finding]) -> str:
@@ -131,7 +209,3 @@ def _escaped(text: str) -> str:
     for character in "\\`*_<[":
         text = text.replace(character, f"\\{character}")
     return text
-
-
-def _has_color(stream: TextIO) -> bool:
-    return not os.environ.get("NO_COLOR") and bool(getattr(stream, "isatty", lambda: False)())

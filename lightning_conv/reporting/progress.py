@@ -75,7 +75,7 @@ class Lines:
     def expect(self, seconds: float) -> None:
         """Write how long the work is predicted to take, if that is ``LONG`` or more."""
         if self._predicts and seconds >= LONG:
-            self._say(f"{self._title}: about {_duration(seconds)}")
+            self._say(f"{self._title}: about {said_duration(seconds)}")
 
     def __call__(self, share: float) -> None:
         """Write a line if enough work and time have passed since the last one."""
@@ -87,10 +87,16 @@ class Lines:
         gone = now - self._began
         left = gone * (1 - share) / max(share - self._start, 1e-9)
         self._said, self._last = share, now
-        self._say(f"{self._title}: {100 * share:.0f} %, {_duration(gone)} gone, about {_duration(left)} to go")
+        self._say(f"{self._title}: {100 * share:.0f} %, {said_duration(gone)} gone, about {said_duration(left)} to go")
 
 
-def _duration(seconds: float) -> str:
+def said_duration(seconds: float) -> str:
+    """Return a duration in seconds, or from two minutes on in minutes.
+
+    Example:
+        >>> said_duration(7.3), said_duration(600.0)
+        ('7 s', '10 minutes')
+    """
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 

@@ -14,8 +14,6 @@ from typing import NoReturn, get_type_hints
 
 from jsonargparse import ActionYesNo, ArgumentParser
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from typing_extensions import override
 
 from lightning_conv.recipes.lab import EXPERIMENTS, OUT, experiment, resolve
@@ -23,6 +21,7 @@ from lightning_conv.recipes.lab.report import Report
 from lightning_conv.recipes.mistakes import in_one_line
 from lightning_conv.recipes.small import is_small
 from lightning_conv.recipes.usage import UsageError
+from lightning_conv.reporting.terminal import console, print_paths, print_table
 
 
 class LabParser(ArgumentParser):
@@ -76,16 +75,13 @@ def run_lab(name: str, args: Sequence[str]) -> int:
         raise UsageError(f"lab {name}: {' '.join(str(error).split())}") from error
     report = replace(report, seconds=time.perf_counter() - start)
     page = report.write(folder, shlex.join(["lightning-conv", "lab", name, *args]))
-    show(report, Console())
-    print(f"\nwritten: {page}")
+    shown = console()
+    show(report, shown)
+    print_paths(shown, ["", f"written: {', '.join(map(str, report.files(page.parent)))}"])
     return 1 if report.violated else 0
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Report, to: Console) -> None:
     """Print the checks of a report as a table."""
-    table = Table(title=report.title)
-    for column in ("holds", "claim", "seen"):
-        table.add_column(column)
-    for check in report.checks:
-        table.add_row(check.answer, escape(check.claim), escape(check.seen))
-    console.print(table)
+    rows = [(check.answer, check.claim, check.seen) for check in report.checks]
+    print_table(to, ("holds", "claim", "seen"), rows, title=report.title)

@@ -106,6 +106,11 @@ class Report:
             parts.append(f"![{self.title}]({self.name}.png)")
         return "\n\n".join(parts) + "\n"
 
+    def files(self, folder: Path) -> list[Path]:
+        """Return the paths that ``write`` writes in a folder, the page first."""
+        endings = ("md", "json", *(() if self.figure is None else ("png",)))
+        return [folder / f"{self.name}.{ending}" for ending in endings]
+
     def write(self, folder: Path, command: str) -> Path:
         """Write NAME.md, NAME.json (null for what is not finite) and NAME.png, and return the path of the page."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -95,15 +96,20 @@ def run(words: Sequence[str]) -> None:
     _say(f"{len(planned)} runs, of which {len(planned) - len(missing)} are in {ledger.path}")
     if missing:
         from lightning_conv.recipes.paper_tables.cells import run_cell
-        from lightning_conv.reporting.progress import LONG, progress_bar
+        from lightning_conv.reporting.progress import LONG, progress_bar, said_duration
 
         ledger.begin(words)
+        gone = 0.0
         for number, cell in enumerate(missing, 1):
+            begun = time.perf_counter()
             with progress_bar(f"{number}/{len(missing)} {cell.title}", LONG, None) as report:
                 result = run_cell(cell, options.root, options.accelerator, report)
             ledger.keep(cell, result)
             page.write_text(render(ledger))
+            gone += time.perf_counter() - begun
             outcome = f"test error {100 * result['test_error']:.2f} %, {result['seconds']:.0f} s"
+            if number < len(missing):
+                outcome += f"; about {said_duration(gone / number * (len(missing) - number))} to go"
             _say(f"{number}/{len(missing)} {cell.title}: {outcome}")
     page.write_text(render(ledger))
     print(page.read_text(), end="")

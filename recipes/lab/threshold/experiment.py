@@ -17,6 +17,7 @@ from lightning_conv.recipes.lab.threshold.findings import (
     optimum_checks,
     shattered_checks,
 )
+from lightning_conv.reporting.progress import equal_parts, progress_bar
 from lightning_conv.theory.papers.threshold import arrangement_patterns, solve_threshold_network
 
 SHATTERED = 8
@@ -66,17 +67,15 @@ def run(
     inputs = torch.cat([plane, torch.ones(n, 1, dtype=torch.float64)], 1)
     arrangement = arrangement_patterns(inputs)
     optima = {beta: solve_threshold_network(arrangement.patterns, data.targets, beta) for beta in decay}
-    trained = {
-        beta: [
-            StraightThrough(
-                width,
-                _straight_through(inputs, data.targets, beta, width, runs, steps, rate),
-                _sampled(inputs, data.targets, beta, width, runs),
-            )
-            for width in widths
-        ]
-        for beta in decay
-    }
+    trained: dict[float, list[StraightThrough]] = {beta: [] for beta in decay}
+    pairs = [(beta, width) for beta in decay for width in widths]
+    # 60 s: a rough duration; it only decides whether a bar is shown (``progress.LONG``).
+    with progress_bar("straight-through training", 60.0, None) as report:
+        for (beta, width), done in zip(pairs, equal_parts(report, len(pairs)), strict=True):
+            descended = _straight_through(inputs, data.targets, beta, width, runs, steps, rate)
+            sampled = _sampled(inputs, data.targets, beta, width, runs)
+            trained[beta].append(StraightThrough(width, descended, sampled))
+            done(1.0)
     shattered = two_classes(SHATTERED, source=source, root=root)
     shatter = arrangement_patterns(shattered.inputs)
     rows = [

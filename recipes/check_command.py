@@ -1,0 +1,75 @@
+"""The command `lightning-conv check`: what would be measured in a run, at which cost, and what voids which theorem; nothing is trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from lightning_conv.recipes.usage import UsageError
+
+HELP = """\
+usage: lightning-conv check --config NAME_OR_FILE [--config ...] [options of fit]
+       lightning-conv check --module PKG.MODULE --data PKG.DATA [options of fit]
+
+Begin a run, say what would be measured in it, and give it up before its first step: the network and the loss as the training step is
+seen to use them, the samples, the last layer that the guard would take, seconds and bytes, and what voids which theorem. Nothing is
+trained and no file is written. It takes as long as the first measurement of the run.
+
+options:
+  --module CLASS       the import path of a LightningModule, the same as --model; settings as --module.NAME VALUE
+  --data CLASS         the import path of a data module; settings as --data.NAME VALUE
+  --ckpt_path PATH     a checkpoint from which the run would go on
+  --json               print all of it as JSON
+  and those of `lightning-conv fit --help`
+
+exit code: 0 if everything can be measured, 1 if something is refused, 2 after a usage error
+"""
+
+
+def check(words: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        words: The words of the command line after `check`, with the paths of configurations in place of names.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UsageError: The command line contains a mistake that the user can correct.
+    """
+    options = [_as_model(word) for word in words if word != "--json"]
+    named = ("-c", "--config", "--model", "--print_config")
+    if not any(word.partition("=")[0] in named for word in options):
+        raise UsageError(
+            "check: name a run, as in lightning-conv check --config wide_fc, or --module PKG.MODULE --data PKG.DATA; check --help says more"
+        )
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from lightning_conv.callbacks import check_run
+    from lightning_conv.recipes.check_cli import built
+    from lightning_conv.recipes.check_page import show_check
+    from lightning_conv.reporting.terminal import console
+
+    try:
+        made = built(options)
+        path: str | None = made.config["ckpt_path"]
+        found = check_run(made.trainer, made.model, made.datamodule, ckpt_path=path)
+    except (MisconfigurationException, FileNotFoundError, ModuleNotFoundError) as error:
+        raise UsageError(f"check: {error}") from error
+    except SystemExit as stop:  # --print_config leaves this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    if "--json" in words:
+        print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    else:
+        show_check(found, console(sys.stdout))
+    return 0 if found.ok else 1
+
+
+def _as_model(word: str) -> str:
+    """Return the option with the name that Lightning has for a module."""
+    name, separator, rest = word.partition("=")
+    if name == "--module" or name.startswith("--module."):
+        name = "--model" + name.removeprefix("--module")
+    return f"{name}{separator}{rest}"

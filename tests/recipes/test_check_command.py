@@ -1,0 +1,99 @@
+"""`lightning-conv check`: exit codes, text, JSON, and no file."""
+
+import json
+
+import pytest
+
+from lightning_conv.recipes.cli import main
+
+MODULE = """
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Net(pl.LightningModule):
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 2))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Data(pl.LightningDataModule):
+    def __init__(self, count: int = 12):
+        super().__init__()
+        self.count = count
+
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(self.count, 6).cumsum(0), torch.ones(self.count, 2)), batch_size=4)
+"""
+
+CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "2")
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Options of a module and data of a user, who is in an empty folder."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "of_a_user.py").write_text(MODULE)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    yield ["check", "--module", "of_a_user.Net", "--data", "of_a_user.Data", *CPU]
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_module_of_the_users_own_is_checked(own, capsys):
+    assert main([*own, "--module.width", "11"]) == 0
+    out, err = capsys.readouterr()
+    assert "Net: everything can be measured" in out
+    assert "MSELoss (observed)" in out
+    assert "net.2" in out
+    assert "11: [h, 1] of 12 rows can have full rank" in out
+    assert "\x1b" not in out
+    assert err == ""
+
+
+def test_what_is_refused_is_exit_code_1(own, capsys):
+    assert main([*own, "--data.count", "1"]) == 1
+    assert "refused:" in capsys.readouterr().out
+
+
+def test_json_is_all_of_it(own, capsys):
+    assert main([*own, "--json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert read["ok"]
+    assert read["networks"][0]["samples"] == 12
+    assert read["networks"][0]["cost"]["epochs"] == 2
+
+
+def test_usage_errors_are_exit_code_2(own, capsys):
+    assert main(["check"]) == 2
+    assert main([*own, "--trainer.max_epoch", "3"]) == 2
+    assert main(["check", "--config", "no_such_recipe"]) == 2
+    err = capsys.readouterr().err
+    assert "check: name a run" in err
+    assert "max_epoch" in err
+    assert "no_such_recipe" in err
+
+
+def test_help_names_the_options(capsys):
+    assert main(["check", "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["wide_fc", "bn_resnet"])
+def test_the_recipes_can_be_checked(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "--config", recipe, "--json", *CPU]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert read["head"]["asked"]
+    assert read["head"]["name"]
+    assert list(tmp_path.iterdir()) == []
