@@ -37,6 +37,10 @@ PAIRS = {
 """For every chart of a page: the run of the gallery that is well, and the one that is not; None: only a run that is well has it."""
 
 
+NARROW = 560
+"""Pixels of a window whose charts can be read when two of them stand side by side."""
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = argparse.ArgumentParser(
@@ -62,7 +66,8 @@ async def pairs(album: Album, folder: Path) -> None:
             wanted.setdefault(sick, []).append((title, "sick"))
     for name, charts in wanted.items():
         place = runs.gallery_run(name, folder)
-        shown = await album.report(place / "convergence.html", f"gallery/{name}", height=1100)
+        await album.report(place / "convergence.html", f"gallery/{name}", height=1100)
+        shown = await album.charts(place / "convergence.html", width=NARROW)
         boxes = {each.title: each.box for each in shown}
         for title, state in charts:
             if boxes.get(title) is None:

@@ -114,6 +114,11 @@ class Album:
             self.faults += [f"{name}: there is no row {each.name!r}" for each in runs if each.name not in words]
             await self.take(name)
 
+    async def charts(self, file: Path, *, width: int) -> list[Card]:
+        """Open a ``convergence.html`` in a window of a width, and return its charts with their places."""
+        await self.page.open(file.resolve().as_uri(), width=width, height=1100)
+        return await self.settled(CHARTS)
+
     async def report(
         self, file: Path, name: str, *, height: int, dark: bool = False, lines: int = 1, charts: bool = False
     ) -> list[Card]:
