@@ -64,8 +64,12 @@ docs-check: $(INSTALLED) ## Run the code blocks of the documentation
 
 # Without a network, and every warning is an error: a link that leads nowhere, a page that no table lists, a formula that cannot be converted.
 .PHONY: docs
-docs: $(INSTALLED) ## Build the site of the documentation in build/site (half a minute)
+docs: $(INSTALLED) ## Build the site of the documentation in build/site and run its notebooks (two minutes; then half a minute)
 	@SECONDS=0; $(BIN)/python -m sphinx -q -W --keep-going -b html -d build/doctrees docs build/site && echo "build/site/index.html, in $$SECONDS s"
+
+.PHONY: screenshots
+screenshots: $(INSTALLED) ## Take the pictures of the documentation with a headless browser (minutes; runs are kept in build/screenshots)
+	$(BIN)/python docs/_screenshots
 
 .PHONY: bench
 bench: $(INSTALLED) ## Run the benchmarks (hours; the one against peers takes those that are there)

@@ -14,9 +14,10 @@ copyright = author
 release = version = __version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # MyST, and the notebooks: pages whose code is run
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "_site.notebooks",
     "_site.navigation",
     "_site.mathematics",
     "_site.docstrings",
@@ -24,10 +25,18 @@ extensions = [
     "_site.literals",
 ]
 root_doc = "README"  # GitHub shows it for the folder; the site has it as index.html, too
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb"}  # a page without cells is plain MyST
 exclude_patterns = ["_*"]
 
 myst_enable_extensions = ["dollarmath"]
+nb_execution_mode = "cache"  # a notebook runs again when one of its cells has changed, or after `make clean`
+nb_execution_cache_path = str(HERE.parent / "build" / "notebooks")
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_output_stderr = "remove"  # what a trainer reports on its way
+nb_execution_in_temp = True
+nb_merge_streams = True
+
 myst_heading_anchors = 4  # the anchors that GitHub gives to headings, so that links work in both places
 
 autodoc_typehints = "signature"

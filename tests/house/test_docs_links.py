@@ -70,7 +70,7 @@ def test_the_glossary_names_functions_that_exist(house):
 
 
 def test_every_page_of_the_documentation_links_to_the_glossary(house):
-    folders = [house.root / "docs" / name for name in ("", "how_to", "reference")]
+    folders = [house.root / "docs" / name for name in ("", "how_to", "concepts", "notebooks", "reference")]
     pages = [page for folder in folders for page in sorted(folder.glob("*.md")) if page.name != "glossary.md"]
     pages += [house.root / "README.md", *sorted((house.root / "docs").rglob("README.md"))]
     assert [page.name for page in pages if "glossary.md" not in page.read_text()] == []

@@ -1,4 +1,4 @@
-"""The code blocks of the first run and of the how-to pages run, and print what they say; the one about several devices as a script."""
+"""Code blocks of the first run, the how-to pages and the concepts run, and print what they say; that about devices as a script."""
 
 import io
 import logging
@@ -13,7 +13,9 @@ import pytest
 from lightning_conv.callbacks.criteria import tracker
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = [DOCS / "first_run.md", *sorted((DOCS / "how_to").glob("*.md"))]
+HOW_TO = [DOCS / "first_run.md", *sorted((DOCS / "how_to").glob("*.md"))]
+CONCEPTS = [page for page in sorted((DOCS / "concepts").glob("*.md")) if "```python" in page.read_text()]
+PAGES = [*HOW_TO, *CONCEPTS]
 SCRIPTS = {"ddp.md"}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTED = "# > "
@@ -25,8 +27,9 @@ def said(block: str) -> list[str]:
 
 
 def test_every_how_to_has_a_block_that_runs():
-    assert len(PAGES) > 7
-    assert [page.name for page in PAGES if not BLOCK.findall(page.read_text())] == []
+    assert len(HOW_TO) > 7
+    assert len(CONCEPTS) >= 3
+    assert [page.name for page in HOW_TO if not BLOCK.findall(page.read_text())] == []
 
 
 @pytest.mark.docs

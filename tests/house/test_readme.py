@@ -19,6 +19,12 @@ def test_python_blocks_of_the_readme_run(house, tmp_path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.docs
+def test_python_blocks_of_the_page_about_what_it_does_run(house, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_md_file(house.root / "docs" / "tour.md", memory=True)
+
+
+@pytest.mark.docs
 def test_python_blocks_of_the_page_about_health_run(house, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     check_md_file(house.root / "docs" / "health.md", memory=True)
