@@ -81,8 +81,8 @@ class KernelMonitor(Beginning):
     """A moment (``time.monotonic``) before which the hooks of a batch have nothing to do: what most of them look at, and nothing else."""
 
     once: frozenset[str] = frozenset()
-    """Scalars that stay the same during a run. Loggers get them when a fit ends, TensorBoard as settings of the run, also in a resumed run,
-    whose loggers may be different ones; ``trainer.callback_metrics`` gets them at every measurement."""
+    """Scalars that stay the same during a run. Loggers get them at the first measurement of a fit, also in a resumed run, whose loggers may
+    be different ones, and TensorBoard as settings when the fit ends; ``trainer.callback_metrics`` gets them at every measurement."""
 
     @abstractmethod
     def record(self, trainer: pl.Trainer, gram: KernelGram, spectrum: Spectrum, step: int) -> dict[str, float]:

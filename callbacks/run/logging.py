@@ -33,8 +33,8 @@ def log_metrics(
 ) -> None:
     """Log finite values at ``step``, the number of optimizer steps done; they belong to the weights after that many steps.
 
-    All of them are in ``trainer.callback_metrics``. Loggers get what no other tag has, and what changes: a value that stays what it was
-    is logged with the first change (``Changes``), or when the fit ends.
+    All of them are in ``trainer.callback_metrics``. Loggers get what no other tag has, and TensorBoard of that what changes: a value that
+    stays what it was is logged with the first change (``Changes``), or as a setting of the run when the fit ends.
 
     Args:
         trainer: Trainer of the run.

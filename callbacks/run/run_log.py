@@ -54,7 +54,7 @@ class RunLog:
     def log(
         self, trainer: pl.Trainer, values: Mapping[str, float], step: int, fixed: Collection[str] = frozenset()
     ) -> None:
-        """Log what no other tag has and what changes.
+        """Log what no other tag has: to TensorBoard what changes, to other loggers all.
 
         Args:
             trainer: Trainer of the run.
@@ -64,17 +64,21 @@ class RunLog:
         """
         self._last |= {tag: (step, value) for tag, value in values.items()}
         self._fixed |= {tag: value for tag, value in values.items() if tag in fixed}
-        own = {tag: value for tag, value in values.items() if tag not in fixed and not self._repeats(tag, value, step)}
+        boards = boards_of(trainer)
+        others = {tag: value for tag, value in values.items() if tag_of_one(tag)[0] not in REPEATS}
+        for logger in (each for each in trainer.loggers if each not in boards):
+            with logging_guard(logger):
+                logger.log_metrics(dict(others), step=step)
+        if not boards:
+            return
+        own = {tag: value for tag, value in others.items() if tag not in fixed and not self._repeats(tag, value, step)}
         for at, found in self._changes.pass_on(own, step).items():
             self._send(trainer, found, at)
-        if boards_of(trainer):
-            self._own = own_tags(trainer)
-            self._lay_out(trainer)
+        self._own = own_tags(trainer)
+        self._lay_out(trainer)
 
     def _repeats(self, tag: str, value: float, step: int) -> bool:
         name, optimizer = tag_of_one(tag)
-        if name in REPEATS:
-            return True
         if name not in EQUALS:
             return False
         at, other = self._last.get(tag_of_network(EQUALS[name], optimizer), (-1, math.nan))
@@ -84,11 +88,9 @@ class RunLog:
         return same
 
     def _send(self, trainer: pl.Trainer, values: Mapping[str, float], step: int) -> None:
-        for logger in trainer.loggers:
+        for logger in boards_of(trainer):
             send_metrics(logger, values, step)
         self._tags |= dict.fromkeys(values)
-        if not boards_of(trainer):
-            return
         of_run, limits = drawn_values(values)
         write(trainer, lambda writer: [writer.add_scalar(tag, value, step) for tag, value in of_run.items()])
         self._limits.write(trainer, limits, step)
@@ -102,26 +104,22 @@ class RunLog:
             write(trainer, lambda writer: writer.add_custom_scalars(found))
 
     def end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, succeeded: bool = True) -> None:
-        """Log what was measured once, and what has not changed: as settings to TensorBoard, as one number each to other loggers.
+        """Log to TensorBoard what was measured once, and as settings what has not changed.
 
         Args:
             trainer: Trainer of the run.
             pl_module: The module.
             succeeded: Whether the fit came to its end.
         """
+        if not boards_of(trainer):
+            return
         for at, found in self._changes.single().items():
             self._send(trainer, found, at)
-        boards = boards_of(trainer)
-        if boards:
-            # Where the other processes may be gone nothing is asked of the module's metrics, which may ask them.
-            self._own = own_tags(trainer) if succeeded else self._own
-            self._lay_out(trainer)
+        # Where the other processes may be gone nothing is asked of the module's metrics, which may ask them.
+        self._own = own_tags(trainer) if succeeded else self._own
+        self._lay_out(trainer)
         constants = {**self._changes.constants, **self._fixed}
         constants = {tag: value for tag, value in constants.items() if self._left_out.get(tag, {value}) == {value}}
-        new = {tag: value for tag, value in constants.items() if tag not in self._tags}
-        for logger in trainer.loggers:
-            if new and logger not in boards:
-                send_metrics(logger, new, trainer.global_step)
         log_settings(trainer, constants, self._compared(pl_module), succeeded=succeeded)
         self._limits.close()
 

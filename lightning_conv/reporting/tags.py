@@ -29,7 +29,7 @@ EQUALS = {
     "health/regime": "kernel/relative_frobenius_change",
     "health/lambda_min_bound": "kernel/lambda_min_bound",
 }
-"""Values that are those of another tag in many runs, by their tag; at the steps at which they are, loggers get the other one alone."""
+"""Values that are those of another tag in many runs, by their tag; where they are, TensorBoard gets the other one alone."""
 
 LOSS = "loss"
 """Name of the losses of the training steps, which no logger has under this name."""

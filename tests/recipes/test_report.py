@@ -97,9 +97,9 @@ def test_both_loggers_tell_the_same(runs):
     common = board.keys() & rows.keys()
     assert {"kernel/lambda_min", "theory/loss", "train_loss"} <= common
     for tag in common - {"epoch"}:
-        assert board[tag].steps == rows[tag].steps, tag
-        # TensorBoard's files have numbers of four bytes.
-        assert board[tag].values == pytest.approx(rows[tag].values, rel=1e-5, abs=1e-30), tag
+        # TensorBoard gets what changes, in numbers of four bytes.
+        known = dict(zip(rows[tag].steps, rows[tag].values, strict=True))
+        assert board[tag].values == pytest.approx([known[at] for at in board[tag].steps], rel=1e-5, abs=1e-30), tag
 
 
 def test_runs_side_by_side_are_one_page_with_short_names(runs, tmp_path, capsys):

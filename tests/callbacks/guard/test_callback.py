@@ -139,7 +139,7 @@ def test_the_event_file_tells_phase_rank_sigma_gap_and_reason(tmp_path, guarded_
     assert {"guard/phase", "guard/gap", "convergence/log10_gap"} <= set(tags["scalars"])
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     settings = HParamsPluginData.FromString(content).session_start_info.hparams
-    unchanged = {f"guard/{name}" for name in ("rank", "samples", "sigma_min", "sigma_min_lower", "noise")}
+    unchanged = {f"guard/{name}" for name in ("rank", "samples", "sigma_min", "noise")}
     assert unchanged <= set(settings)
     assert settings["guard/rank"].number_value == 96
     assert unchanged | {"guard/loss", "convergence/phase", "convergence/gap"} <= set(trainer.callback_metrics)
