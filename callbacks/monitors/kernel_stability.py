@@ -15,7 +15,14 @@ from lightning_conv.callbacks.monitors.labels_of import labels_of
 from lightning_conv.callbacks.run.assumptions import without_verdict
 from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.logging import log_text
-from lightning_conv.callbacks.run.measured_kernel import gram_from_state, gram_state, is_of_loss, not_full, tags_of
+from lightning_conv.callbacks.run.measured_kernel import (
+    gram_from_state,
+    gram_state,
+    is_of_loss,
+    kernel_name,
+    not_full,
+    tags_of,
+)
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.worst_step import Worst
 from lightning_conv.kernels.drift import Drift, kernel_drift
@@ -147,13 +154,15 @@ class KernelStability(KernelMonitor):
         assert self._kernel is not None
         tags, begun = tags_of(gram), self._reference_step
         spectra = {f"step {begun}": self._reference[1], f"step {step}": self._compared or spectrum}
-        named = f"Spectrum, and at step {begun}" if step != begun else f"Spectrum of the kernel, step {step}"
+        name = kernel_name(gram)
+        when = f"step {step}" if step == begun else f"steps {begun} and {step}"
+        named = f"Spectrum of the {name}, {when}"
         self.show(trainer, f"{tags}/spectrum_against_start", lambda: plot_spectra(spectra, named))
         if len(self._error) > 1 and not self._error.reason:
             self.show(trainer, f"{tags}/error_modes", self._error.figure)
         if self.may_show(f"{tags}/by_class") and (labels := labels_of(self._kernel)) is not None:
             matrix = kernel_of_samples(gram)
-            named = f"Kernel by class, step {step}"
+            named = f"{name.capitalize()} by class, step {step}"
             self.show(trainer, f"{tags}/by_class", lambda: plot_kernel_by_class(matrix, labels, named))
 
     @override

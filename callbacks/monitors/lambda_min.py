@@ -17,7 +17,7 @@ from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.loggers.sending import takes_texts
 from lightning_conv.callbacks.run.logging import log_histogram, log_text
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
-from lightning_conv.callbacks.run.measured_kernel import tags_of
+from lightning_conv.callbacks.run.measured_kernel import kernel_name, tags_of
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
 from lightning_conv.callbacks.run.view import RunView
@@ -242,12 +242,12 @@ class LambdaMin(KernelMonitor):
                 log_text(trainer, self.tag(f"{tags}/lambda_min_bound"), self._proven.text, step)
                 self._bound_text = self._proven.text
             return
-        named = f"Spectrum of the kernel, step {step}"
+        name = kernel_name(gram)
+        named = f"Spectrum of the {name}, step {step}"
         self.show(trainer, f"{tags}/spectrum", lambda: plot_spectra({"": spectrum}, named))
         if len(self._over_training) > 1:
-            self.show(
-                trainer, f"{tags}/spectrum_over_training", lambda: plot_spectrum_over_training(self._over_training)
-            )
+            seen, titled = self._over_training, f"Spectrum of the {name} over training"
+            self.show(trainer, f"{tags}/spectrum_over_training", lambda: plot_spectrum_over_training(seen, titled))
         if self.per_layer is None or not (shares := trace_shares(gram)):
             return
         smallest = {layer: each.lambda_min for layer, each in self._spectra(gram, step).items()}

@@ -18,6 +18,11 @@ def tags_of(gram: KernelGram) -> str:
     return "loss_kernel" if is_of_loss(gram) else "kernel"
 
 
+def kernel_name(gram: KernelGram) -> str:
+    """Return what a kernel is called in the title of a figure."""
+    return "loss-gradient kernel" if is_of_loss(gram) else "kernel"
+
+
 def not_full(gram: KernelGram) -> str:
     """Return why a theorem about the full kernel of all outputs says nothing about this kernel; empty if it is the full one."""
     if is_full(gram):
