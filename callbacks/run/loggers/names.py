@@ -39,7 +39,7 @@ def mlflow_name(tag: str) -> str:
 
     Example:
         >>> mlflow_name("kernel/lambda_min"), mlflow_name("kernel/nets[0]/lambda_min")
-        ('kernel/lambda_min', 'kernel/nets_0_/lambda_min_2fa79246')
+        ('kernel/lambda_min', 'kernel/nets_0_/lambda_min_4ece0cd4')
     """
     name = re.sub(r"[^a-zA-Z0-9_/. -]", "_", tag)
     name = "/".join(part for part in name.split("/") if part.strip("."))

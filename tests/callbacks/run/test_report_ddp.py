@@ -37,7 +37,7 @@ def train_with_a_reduced_metric(make_trainer, make_regression):
 
 def test_the_first_process_writes_and_all_take_part_in_reductions(run_on_two_processes):
     (found, pages), (other, _) = run_on_two_processes(train_with_a_reduced_metric)
-    assert pages == ["convergence.html", "convergence.json", "convergence.md"]
+    assert pages == ["convergence.html", "convergence.json", "convergence.md", "convergence.png"]
     assert other == {}
     assert found["mean_rank"] == [[2, 4], [0.5, 0.5]]
     assert found["summed_rank"][0] == [2, 4]
