@@ -195,7 +195,9 @@ def test_callbacks_of_others_are_seen_and_not_called():
 
 
 def test_a_checkpoint_is_gone_on_from_and_left_as_it_is(tmp_path):
-    trainer = trainer_with(ConvergenceDiagnostics(Probe(size=7, outputs="trace")), max_epochs=1, default_root_dir=tmp_path)
+    trainer = trainer_with(
+        ConvergenceDiagnostics(Probe(size=7, outputs="trace")), max_epochs=1, default_root_dir=tmp_path
+    )
     module = Net()
     trainer.fit(module, loader())
     path = tmp_path / "run.ckpt"
