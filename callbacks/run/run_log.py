@@ -67,8 +67,7 @@ class RunLog:
         boards = boards_of(trainer)
         others = {tag: value for tag, value in values.items() if tag_of_one(tag)[0] not in REPEATS}
         for logger in (each for each in trainer.loggers if each not in boards):
-            with logging_guard(logger):
-                logger.log_metrics(dict(others), step=step)
+            send_metrics(logger, others, step)
         if not boards:
             return
         own = {tag: value for tag, value in others.items() if tag not in fixed and not self._repeats(tag, value, step)}
