@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,32 +12,23 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
-from lightning_conv import __version__
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
-from lightning_conv.callbacks.monitors.kernel_stability import KernelStability
+from lightning_conv.callbacks.record_of_run import in_plain_words, record_of
 from lightning_conv.callbacks.run.end_of_run import say_the_end
-from lightning_conv.callbacks.run.guarded import attempted, guarded
+from lightning_conv.callbacks.run.guarded import guarded
 from lightning_conv.callbacks.run.loggers.artifacts import picture_of
 from lightning_conv.callbacks.run.loggers.folder import run_folder
 from lightning_conv.callbacks.run.loggers.names import path_of
 from lightning_conv.callbacks.run.loggers.sending import send_files, wants_picture
 from lightning_conv.callbacks.run.ranks import Ranks
-from lightning_conv.callbacks.run.run_settings import seconds_of_run, settings_of_run
 from lightning_conv.callbacks.run.series_keeper import SeriesKeeper
-from lightning_conv.health.finding import Finding
 from lightning_conv.reporting.page.html_page import run_page
 from lightning_conv.reporting.page.run_record import RunRecord
 from lightning_conv.reporting.plain_words import plain_words_markdown
 from lightning_conv.reporting.report import report_markdown
-from lightning_conv.reporting.tags import GROUPS, LOSS
-from lightning_conv.theory.criterion import Criterion
-
-NO_HEALTH = (
-    "The run had no ConvergenceHealth, which says in sentences what it is doing; ConvergenceDiagnostics has one."
-)
 
 FIGURE_SECONDS = 0.4
 """Seconds that the figure of a network takes: 0.2 to 0.4 on one core of a server (2026)."""
@@ -137,7 +127,7 @@ class ConvergenceReport(SeriesKeeper):
             folder.mkdir(parents=True, exist_ok=True)
             for monitor in monitors_of(trainer, ConvergenceCriteria):
                 monitor.finish(trainer)  # its own on_fit_end may come later than this one
-            record = self._record(trainer, pl_module, how, folder)
+            record = record_of(trainer, pl_module, how, folder, self)
             named = {"report": folder / f"{self.name}.md", "record": folder / f"{self.name}.json"}
             text = report_markdown(
                 "Convergence report",
@@ -163,7 +153,7 @@ class ConvergenceReport(SeriesKeeper):
                     files |= self._written(what, folder, ending, partial(picture_of, record, of))
         send_files(trainer, files, trainer.global_step)
         if monitors_of(trainer, ConvergenceHealth):
-            say_the_end(trainer, how, *self._in_plain_words(trainer), {what: str(path) for what, path in shown.items()})
+            say_the_end(trainer, how, *in_plain_words(trainer), {what: str(path) for what, path in shown.items()})
         elif shown:
             rank_zero_info(f"ConvergenceReport: {', '.join(map(str, shown.values()))}")
 
@@ -190,102 +180,11 @@ class ConvergenceReport(SeriesKeeper):
             _write_whole(path, content())
         return {} if attempt.failed else {what: path}
 
-    def _record(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str, folder: Path) -> RunRecord:
-        """Return what is known of the run."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(GROUPS)}
-        monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
-        known = {name: step for monitor in monitors for name, step in monitor.steps_of_values.items()}
-        series = dict(self.series)
-        for health in monitors_of(trainer, ConvergenceHealth)[:1]:  # the losses are those of the whole training step
-            with attempted(Exception):  # a device that has failed does not give them
-                series[LOSS] = health.losses_so_far(trainer)
-        findings, reasons = self._in_plain_words(trainer)
-        return RunRecord(
-            name="/".join(folder.absolute().parts[-2:]),
-            facts=self._facts(trainer, pl_module, how),
-            findings=findings,
-            not_judged=reasons,
-            criteria=find_criteria(trainer),
-            metrics=metrics,
-            steps={name: step for name, step in known.items() if name in metrics},
-            series=series,
-            shares=self.shares,
-            settings=settings_of_run(trainer, pl_module),
-            seconds=seconds_of_run(trainer),
-            optimizers=list(dict.fromkeys(each.optimizer for each in monitors)) or [""],
-            labels=self._labels(trainer),
-            missing=[] if monitors_of(trainer, ConvergenceHealth) else [NO_HEALTH],
-        )
-
-    @staticmethod
-    def _in_plain_words(trainer: pl.Trainer) -> tuple[list[Finding], dict[str, list[str]]]:
-        """Return the findings of ``ConvergenceHealth``, for the network of each optimizer, and what was not judged, by the reason."""
-        findings: list[Finding] = []
-        reasons: dict[str, list[str]] = {}
-        for monitor in monitors_of(trainer, ConvergenceHealth):
-            of = f"{monitor.optimizer}: " if monitor.optimizer else ""
-            findings += [replace(each, sentence=f"{of}{each.sentence}") for each in monitor.findings]
-            for reason, names in monitor.not_judged.items():
-                reasons.setdefault(reason, []).extend(f"{of}{name}" for name in names)
-        return findings, reasons
-
     @staticmethod
     def _words(trainer: pl.Trainer, record: RunRecord) -> str:
         """Return the section with the findings; empty: nothing judges the run."""
         judged = bool(monitors_of(trainer, ConvergenceHealth))
         return plain_words_markdown(record.findings, record.not_judged) if judged else ""
-
-    @staticmethod
-    def _labels(trainer: pl.Trainer) -> str:
-        """Return the section with the audits of labels; empty: there is none."""
-        audits = {
-            each.optimizer: each.labels.markdown
-            for each in monitors_of(trainer, ConvergenceHealth)
-            if each.labels is not None and each.labels.audit is not None
-        }
-        return "\n\n".join(f"## Labels{f' of {name}' if name else ''}\n\n{table}" for name, table in audits.items())
-
-    @staticmethod
-    def _facts(trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> dict[str, object]:
-        facts: dict[str, object] = {
-            "module": type(pl_module).__name__,
-            "run": how,
-            "optimizer steps": trainer.global_step,
-            "epochs": trainer.current_epoch,
-            "optimizer": ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers),
-            "lightning_conv": __version__,
-        }
-        monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
-        if named := [each.measured for each in monitors if each.optimizer]:
-            facts["networks"] = "; ".join(dict.fromkeys(named))
-        failed = [
-            f"{each.optimizer}: {said}" if each.optimizer else said
-            for each in {id(monitor.failures): monitor for monitor in monitors}.values()
-            for said in each.failures.words
-        ]
-        failed += [each for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.left_out]
-        if failed:
-            facts["failed measurements"] = "; ".join(failed)
-        violated = [each.reason for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.violations]
-        if violated:
-            facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(violated))
-        return facts
-
-
-def find_criteria(trainer: pl.Trainer) -> list[Criterion]:
-    """Return the verdicts of the run's callbacks, for the network of each optimizer.
-
-    Args:
-        trainer: Trainer of the run.
-    """
-    found = [each for monitor in monitors_of(trainer, ConvergenceCriteria) for each in _named(monitor)]
-    return found or [each for monitor in monitors_of(trainer, KernelStability) for each in _named(monitor)]
-
-
-def _named(monitor: ConvergenceCriteria | KernelStability) -> list[Criterion]:
-    """Return the verdicts of a monitor, with the name of the optimizer before theirs where the run has several."""
-    of = f"{monitor.optimizer}/" if monitor.optimizer else ""
-    return [replace(each, name=f"{of}{each.name}") for each in monitor.criteria]
 
 
 def _write_whole(path: Path, content: bytes) -> None:

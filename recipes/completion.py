@@ -94,8 +94,13 @@ def options_of(command: str) -> list[str]:
     Args:
         command: name of the command.
     """
-    if command in RUNS:
-        own = [option for option in page(command).options() if not option.endswith((".NAME", "-h", "-c"))]
+    if command in (*RUNS, "check"):
+        added = ["--module", "--json"] if command == "check" else []
+        own = added + [
+            option
+            for option in page("fit" if added else command).options()
+            if not option.endswith((".NAME", "-h", "-c"))
+        ]
         sections = {"model": settings("model"), "data": settings("data"), "trainer": trainer_settings()}
         return own + [f"--{section}.{name}" for section, names in sections.items() for name in names]
     if command == "tables":

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from lightning_conv.callbacks.check.dry_fit import SHAPING, copied_run, dry_trainer, quiet
 from lightning_conv.callbacks.check.dry_run import CheckedError, DryRun
 from lightning_conv.callbacks.check.run_check import RunCheck
-from lightning_conv.callbacks.monitors.base import KernelMonitor, require_whole_copies
+from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.run.data.data_generators import unread
+from lightning_conv.callbacks.run.ranks import require_whole_copies
 from lightning_conv.reporting.progress import LONG, Report, progress_bar
 
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeAlias
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from matplotlib.figure import Figure
 from torch.optim import Optimizer
@@ -34,6 +33,7 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.ranks import require_whole_copies
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 
@@ -308,20 +308,3 @@ class KernelMonitor(Beginning):
 
     def _without(self, names: frozenset[str]) -> dict[str, float]:
         return {name: value for name, value in self._metrics.items() if name not in names}
-
-
-def require_whole_copies(trainer: pl.Trainer, name: str) -> None:
-    """Refuse a strategy that divides the parameters among devices.
-
-    Args:
-        trainer: Trainer of the run.
-        name: Of the callback.
-
-    Raises:
-        MisconfigurationException: It does.
-    """
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
-        raise MisconfigurationException(
-            f"{name}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one device; use a single "
-            "device or DDP"
-        )

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.guarded import attempted
@@ -168,3 +169,20 @@ class Led:
             yield
         finally:
             self._ranks.broadcast(None)
+
+
+def require_whole_copies(trainer: pl.Trainer, name: str) -> None:
+    """Refuse a strategy that divides the parameters among devices.
+
+    Args:
+        trainer: Trainer of the run.
+        name: Of the callback.
+
+    Raises:
+        MisconfigurationException: It does.
+    """
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+        raise MisconfigurationException(
+            f"{name}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one device; use a single "
+            "device or DDP"
+        )

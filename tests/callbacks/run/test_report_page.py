@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceHealth, ConvergenceReport, LambdaMin
 from lightning_conv.callbacks import report as report_file
+from lightning_conv.callbacks.record_of_run import NO_HEALTH
 from lightning_conv.callbacks.run import schedule
 from lightning_conv.callbacks.run.setting_texts import HIDDEN, texts_of
 from lightning_conv.recipes.cli import main
@@ -73,8 +74,8 @@ def test_the_figure_is_left_out_of_a_run_that_is_too_short_for_it(
 def test_without_health_the_page_says_why_it_has_no_words(tmp_path, make_trainer, make_module, make_loader):
     report = ConvergenceReport(folder=str(tmp_path))
     make_trainer([report, LambdaMin(32, every_n_steps=3)], max_epochs=1).fit(make_module(), make_loader())
-    assert report_file.NO_HEALTH in (tmp_path / "convergence.html").read_text("utf-8")
-    assert json.loads((tmp_path / "convergence.json").read_text())["missing"] == [report_file.NO_HEALTH]
+    assert NO_HEALTH in (tmp_path / "convergence.html").read_text("utf-8")
+    assert json.loads((tmp_path / "convergence.json").read_text())["missing"] == [NO_HEALTH]
 
 
 def test_an_error_in_the_page_is_a_warning_and_the_other_files_are_there(
