@@ -189,7 +189,9 @@ def test_constants_are_settings_and_runs_are_compared_by_metrics(make_trainer, t
         assert not set(start.hparams) & set(curves(folder)) - HEADLINES
         assert {info.name for info in experiment.hparam_infos if info.differs} == own
         metrics = [info.name.tag for info in experiment.metric_infos]
-        assert "health/level" in metrics  # whether it changes or not: otherwise healthy runs could not be compared with sick ones
+        assert (
+            "health/level" in metrics
+        )  # whether it changes or not: otherwise healthy runs could not be compared with sick ones
         assert not set(start.hparams) & set(metrics)
         assert metrics[:2] == ["val_loss", "train_loss_epoch"]
         assert "kernel/lambda_min" in metrics
