@@ -48,9 +48,9 @@ class ConvergenceHealth(HealthHooks):
     (the length of the next update over the one from which on it raises the loss, and the curvature that this means),
     ``health/zero_gradients`` (share of zeros in the gradient of the probe), ``health/linearisation_error`` (of the network linearised at
     the start, as a share of what the outputs have moved; behind a ``KernelStability``), the figures ``health/layers_over_training`` (share
-    of the trace, norm of the gradient and dead units of each layer by step) and ``health/layers`` (gradient and update of each layer), the
-    text ``convergence/health`` when a sentence changes, a block in the terminal when the fit ends, and once a warning for each alert.
-    ``ConvergenceReport`` has the sentences at the top of its page.
+    of the trace, norm of the gradient and dead units of each layer by step) and ``health/layer_gradients`` (gradient and update of each
+    layer), the text ``convergence/health`` when a sentence changes, a block in the terminal when the fit ends, and once a warning for each
+    alert. ``ConvergenceReport`` has the sentences at the top of its page.
 
     Args:
         probe: as in ``LambdaMin``.

@@ -175,7 +175,7 @@ class HealthHooks(KernelMonitor):
         if len(self._record.over_training):
             self.show(trainer, "health/layers_over_training", self._record.over_training.figure)
         if layers := self._record.layers:
-            self.show(trainer, "health/layers", lambda: plot_layer_gradients(layers))
+            self.show(trainer, "health/layer_gradients", lambda: plot_layer_gradients(layers))
         if not self.may_show("health/labels_top"):
             return
         audited = self._announcements.new_audit(self._record.labels, "pictures")

@@ -14,7 +14,7 @@ from lightning_utilities.core import rank_zero
 
 from lightning_conv.health.finding import Finding
 from lightning_conv.reporting.plain_words import run_block
-from lightning_conv.reporting.terminal import log_block, width_of
+from lightning_conv.reporting.terminal import log_block, path_from_here, width_of
 
 
 @rank_zero_only
@@ -34,7 +34,8 @@ def say_the_end(
         not_judged: What could not be judged, by the reason.
         files: Paths by what they are.
     """
-    block = partial(run_block, how, trainer.global_step, findings, not_judged, files)
+    shown = {name: path_from_here(path) for name, path in (files or {}).items()}
+    block = partial(run_block, how, trainer.global_step, findings, not_judged, shown)
 
     def render(stream: TextIO | None) -> str:
         return block(stream=io.StringIO() if stream is None else stream, width=width_of(stream))

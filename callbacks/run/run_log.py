@@ -32,7 +32,7 @@ COMPARED = (
     "guard/gap",
     "health/level",
 )
-"""What of ours the tab HParams compares."""
+"""What of ours the tab HParams compares, from the first measurement on: also the run in which it does not change has it there."""
 
 FIRST_OF_MODULE = 3
 """Metrics of the module that stand before ours there."""
@@ -42,7 +42,7 @@ class RunLog:
     """What was logged in a fit. All ranks make the same calls."""
 
     def __init__(self) -> None:
-        self._changes = Changes(at_once=HEADLINES)
+        self._changes = Changes(at_once=HEADLINES.union(COMPARED))
         self._fixed: dict[str, float] = {}
         self._last: dict[str, tuple[int, float]] = {}
         self._left_out: dict[str, set[float]] = {}  # values that another tag has
@@ -118,7 +118,11 @@ class RunLog:
         self._own = own_tags(trainer) if succeeded else self._own
         self._lay_out(trainer)
         constants = {**self._changes.constants, **self._fixed}
-        constants = {tag: value for tag, value in constants.items() if self._left_out.get(tag, {value}) == {value}}
+        constants = {
+            tag: value
+            for tag, value in constants.items()
+            if self._left_out.get(tag, {value}) == {value} and tag_of_one(tag)[0] not in COMPARED
+        }
         log_settings(trainer, constants, self._compared(pl_module), succeeded=succeeded)
         self._limits.close()
 

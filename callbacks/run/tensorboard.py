@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +14,7 @@ from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.loggers.sending import logging_guard
 from lightning_conv.callbacks.run.setting_texts import texts_of
 from lightning_conv.reporting.charts import LIMITS
+from lightning_conv.reporting.terminal import path_from_here
 
 ADDRESS = "http://localhost:6006/#custom_scalars&_smoothingWeight=0"
 """The charts, not smoothed: TensorBoard's default smooths a few points into a line that is somewhere else."""
@@ -87,10 +87,7 @@ def say_where(trainer: pl.Trainer) -> None:
     if trainer.fast_dev_run or not (loggers := boards_of(trainer)):  # type: ignore[attr-defined]
         return
     with logging_guard(loggers[0]):
-        folder = loggers[0].root_dir
-        path = Path(folder).absolute()
-        if "://" not in folder and path.is_relative_to(Path.cwd()):
-            folder = str(path.relative_to(Path.cwd()))
+        folder = path_from_here(loggers[0].root_dir)
         rank_zero_info(f"Charts: tensorboard --logdir {shlex.quote(folder)}, then {ADDRESS}")
 
 

@@ -89,9 +89,9 @@ async def take_all(page: Page, folder: Path, out: Path) -> Album:
     recipes, one = folder / "recipe", folder / "one"
     recipe = runs.recipe(recipes)
     whole = runs.train(runs.descent, one, "descent", full=True)
-    await album.dashboard(recipe, recipes, "tensorboard", height=800)
-    await album.dashboard(whole, one, "tensorboard_all", height=1900)
-    await album.dashboard(whole, one, "tensorboard_dark", height=800, dark=True)
+    await album.dashboard([recipe], recipes, "tensorboard", height=740)
+    await album.dashboard([whole], one, "tensorboard_all", height=1800)
+    await album.dashboard([whole], one, "tensorboard_dark", height=740, dark=True)
     await album.images(whole, one, "tensorboard_images", height=1000)
     await album.images(whole, one, "tensorboard_images_dark", height=1000, dark=True)
     await album.report(whole / "convergence.html", "report", height=1400)
@@ -103,12 +103,18 @@ async def take_all(page: Page, folder: Path, out: Path) -> Album:
         await album.report(deep / "convergence.html", f"report_layers_{layers}", height=1400)
     rates = [runs.train(lambda: runs.at_rate(lr), folder / "rates", f"lr_{lr:g}") for lr in runs.RATES]  # noqa: B023
     for number, chosen in ((3, rates[2:5]), (7, rates)):
+        together = folder / f"together_{number}"
+        for run in chosen:
+            shutil.copytree(run, together / run.name, dirs_exist_ok=True)
+        for dark in (False, True):
+            name = f"tensorboard_runs_{number}{'_dark' if dark else ''}"
+            await album.dashboard(chosen, together, name, height=740, dark=dark, few=number == 3)
         file = folder / f"compared_{number}.html"
         report([*map(str, chosen), "--compare", "--out", str(file)])
         for dark in (False, True):
             name = f"compare_{number}{'_dark' if dark else ''}"
             await album.report(file, name, height=1100, dark=dark, lines=number, charts=True)
-    await album.hyper_parameters(folder / "rates", "tensorboard_hparams", height=800)
+    await album.hyper_parameters(folder / "rates", "tensorboard_hparams", height=500)
     await pairs(album, folder / "gallery")
     album.faults += [f"a page reports: {each}" for each in page.errors]
     return album

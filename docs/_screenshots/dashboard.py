@@ -75,7 +75,11 @@ def tensorboard(logdir: Path) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--port", str(port)]
     process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--load_fast", "false", "--samples_per_plugin", "images=100"],
+        # Blocking: it answers when all runs are read, so that no curve ends where reading had come to.
+        [
+            *(*command, "--host", "127.0.0.1", "--samples_per_plugin", "images=100"),
+            *("--load_fast", "false", "--reload_task", "blocking", "--reload_interval", "0"),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

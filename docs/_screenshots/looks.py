@@ -28,6 +28,13 @@ return groups.length > 0 && groups.every(group => group.opened);
 }})()"""
 """Opens the groups of a tab that are folded: TensorBoard opens the first ones only."""
 
+UNTICK_CONSTANTS = f"""(() => {{ {DEEP}
+const boxes = deep(document.body, each => each.classList.contains("hparam-checkbox"));
+for (const box of boxes) {{ if (box.checked && box.textContent.includes("/")) box.click(); }}
+return boxes.length > 0;
+}})()"""
+"""Hides the columns of what was measured and never changed; the settings of the module have no stroke in their names."""
+
 CARDS = f"""(() => {{ {DEEP}
 const cards = deep(document.body, each => /^TF-CUSTOM-SCALAR-.*-CARD$/.test(each.tagName));
 return cards.map(card => {{

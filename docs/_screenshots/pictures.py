@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from _screenshots.browser import Page
 from _screenshots.dashboard import expected_charts, has_hyper_parameters, logged_images, tensorboard
-from _screenshots.looks import CARDS, CHARTS, IMAGES, OPEN_GROUPS, WORDS, Card, cards, faults
+from _screenshots.looks import CARDS, CHARTS, IMAGES, OPEN_GROUPS, UNTICK_CONSTANTS, WORDS, Card, cards, faults
 
 LARGEST = 300_000
 """Bytes of a picture."""
 
-WIDTH = 1400
+WIDTH = 1500
+"""Of a window with a TensorBoard, in which three of its charts stand side by side."""
+
+IGNORE_OUTLIERS = "try { localStorage.setItem('_ignoreYOutliers', '%s') } catch { }"
+"""Ticks TensorBoard's "Ignore outliers in chart scaling", or unticks it, since it cuts off the first points of a few; no address can."""
+
+WITHOUT_LIMITS = "&regexInput=%5E(%3F!.*limits%24)"
+"""Shows all runs but those called ``limits``."""
 
 
 class Album:
@@ -63,22 +71,27 @@ class Album:
             await asyncio.sleep(1)
         return before
 
-    async def dashboard(self, run: Path, logdir: Path, name: str, *, height: int, dark: bool = False) -> None:
-        """Take the tab "Custom scalars" of one run; its own layout says which charts have to be there.
+    async def dashboard(
+        self, runs: Sequence[Path], logdir: Path, name: str, *, height: int, dark: bool = False, few: bool = True
+    ) -> None:
+        """Take the tab "Custom scalars" of runs; their own layouts say which charts have to be there.
 
         Args:
-            run: Folder of its logger.
-            logdir: Folder that holds this run alone.
+            runs: Folders of their loggers.
+            logdir: Folder that holds these runs alone.
             name: Of the picture.
             height: Of the picture; all charts are checked.
             dark: In dark mode.
+            few: Whether the runs are so few that outliers and what the values are held against can be shown.
         """
+        await self.page.call("Page.addScriptToEvaluateOnNewDocument", source=IGNORE_OUTLIERS % str(not few).lower())
         with tensorboard(logdir) as address:
             theme = "?darkMode=true" if dark else "?darkMode=false"
-            fragment = "#custom_scalars&_smoothingWeight=0"
+            fragment = f"#custom_scalars&_smoothingWeight=0{'' if few else WITHOUT_LIMITS}"
             await self.page.open(f"{address}/{theme}{fragment}", width=WIDTH, height=6000, dark=dark)
             shown = await self.settled(CARDS)
-            self.faults += faults(shown, expected_charts(run), name)
+            wanted = list(dict.fromkeys(title for run in runs for title in expected_charts(run)))
+            self.faults += faults(shown, wanted, name)
             await self.page.resize(WIDTH, height)
             await asyncio.sleep(1)
             await self.take(name)
@@ -96,7 +109,7 @@ class Album:
             await self.take(name)
 
     async def hyper_parameters(self, folder: Path, name: str, *, height: int) -> None:
-        """Take the tab "HParams" of several runs, in which each of them has a row.
+        """Take the tab "HParams" of several runs, in which each of them has a row; columns of what never changed are hidden.
 
         Args:
             folder: Of the runs.
@@ -108,8 +121,9 @@ class Album:
             self.faults.append(f"{name}: no hyper-parameters were logged for TensorBoard by {', '.join(without)}")
             return
         with tensorboard(folder) as address:
-            await self.page.open(f"{address}/?darkMode=false#hparams", width=WIDTH, height=height)
-            await asyncio.sleep(5)
+            await self.page.open(f"{address}/?darkMode=false#hparams", width=WIDTH + 80, height=height)
+            await self.page.wait_for(UNTICK_CONSTANTS, "the settings of the runs")
+            await asyncio.sleep(3)
             words = await self.page.run(WORDS)
             self.faults += [f"{name}: there is no row {each.name!r}" for each in runs if each.name not in words]
             await self.take(name)

@@ -18,13 +18,16 @@ ENDS = 3
 """Layers that are kept for each end of each quantity, where not all are drawn."""
 
 WORTH_SAYING = 0.005
-"""Share of zeros in a layer's gradient from which on it is written beside its bar."""
+"""Share of zeros in a layer's gradient from which on it is written on its bar."""
+
+UNDER_TEXT = 0.4
+"""Opacity of a bar with text on it, which has a contrast of 4.5 and more on it."""
 
 
 def plot_layer_gradients(layers: Sequence[LayerGradient], style: Style = CARD) -> Figure:
     """Plot one bar per layer on logarithmic axes: the norm of its gradient, and its update over its weights.
 
-    The share of zeros in a gradient is written beside its bar where it is ``WORTH_SAYING`` or more. Of more than ``MOST_BARS`` layers those
+    The share of zeros in a gradient is written on its bar where it is ``WORTH_SAYING`` or more. Of more than ``MOST_BARS`` layers those
     with the largest and the smallest norms and updates are drawn, and the title says how many are left out.
 
     Args:
@@ -48,8 +51,9 @@ def plot_layer_gradients(layers: Sequence[LayerGradient], style: Style = CARD) -
     draw_bars(panels[0], [each.norm for each in kept], "|gradient|", style)
     written = draw_names(panels[0], [each.name for each in kept], style, CARD_LETTERS)
     margins(figure, left=name_inches(written, style.label), wspace=0.12)
-    for row, each in zip(rows_of(len(kept)), kept, strict=True):
+    for row, each, bar in zip(rows_of(len(kept)), kept, panels[0].patches, strict=True):
         if each.zeros >= WORTH_SAYING:
+            bar.set_alpha(UNDER_TEXT)
             panels[0].text(
                 0.03,
                 row,

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TextIO
 
 from rich import box
@@ -95,6 +96,16 @@ def print_paths(to: Console, lines: Sequence[str]) -> None:
     """
     for line in lines:
         to.print(Text(line), soft_wrap=True)
+
+
+def path_from_here(path: str) -> str:
+    """Return a path as it can be pasted into a command: from the working directory if it is in it, and as it is otherwise.
+
+    Args:
+        path: Of a file or folder; addresses such as ``s3://bucket/run`` stay as they are.
+    """
+    place, here = Path(path).absolute(), Path.cwd()
+    return str(place.relative_to(here)) if "://" not in path and place.is_relative_to(here) else path
 
 
 def width_of(stream: object, most: int = LOG_WIDTH) -> int:

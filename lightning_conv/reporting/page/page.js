@@ -2,6 +2,9 @@
   "use strict";
   var root = document.documentElement, charts = [], data = read("data-charts"), terms = read("data-terms");
 
+  var STEPS = [];  // distances of the ticks of a step, which is whole
+  for (var decade = 1; decade < 1e15; decade *= 10) STEPS.push(decade, 2 * decade, 5 * decade);
+
   function read(id) { return JSON.parse(document.getElementById(id).textContent); }
   function color(name) { return getComputedStyle(root).getPropertyValue(name).trim(); }
   function stored(value) {  // a page that is opened from a file may have no storage
@@ -17,7 +20,7 @@
   function power(value) {
     if (value === null) return "";
     var size = Math.abs(value);
-    return value !== 0 && (size >= 1e5 || size < 1e-3) ? value.toExponential(0).replace("e+", "e") : String(Number(value.toPrecision(6)));
+    return value !== 0 && (size >= 1e5 || size < 1e-3) ? Number(value.toPrecision(3)).toExponential().replace("e+", "e") : String(Number(value.toPrecision(6)));
   }
   function dark() {
     var chosen = root.getAttribute("data-theme");
@@ -54,14 +57,15 @@
       if (kind.what === "lower") low[kind.number] = at + 1;
       if (kind.what === "upper") bands.push({ series: [at + 1, low[kind.number]], fill: stroke + (chart.lines.length > 3 ? "1a" : "33") });
     });
-    var axis = { stroke: color("--ink"), grid: { stroke: color("--rule"), width: 1 }, ticks: { stroke: color("--rule"), width: 1 }, font: "12px sans-serif" };
+    var rule = { stroke: color("--rule"), width: 1 }, axis = { stroke: color("--ink"), grid: rule, ticks: rule, font: "12px sans-serif" };
+    var sparse = log ? Object.assign({ filter: few }, rule) : rule;
     var options = {
       width: Math.max(240, holder.clientWidth), height: 260, series: series, bands: bands, legend: { live: true },
       scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
       cursor: { focus: { prox: 20 } },
       axes: [
-        Object.assign({ label: "step", labelSize: 18, labelFont: "12px sans-serif", size: 34, values: function (plot, all) { return all.map(power); } }, axis),
-        Object.assign({ size: 66, values: function (plot, all) { return all.map(power); } }, axis)
+        Object.assign({ label: "step", labelSize: 18, labelFont: "12px sans-serif", size: 34, incrs: STEPS, values: function (plot, all) { return all.map(power); } }, axis),
+        Object.assign({ size: 66, values: function (plot, all) { return all.map(power); } }, axis, { grid: sparse, ticks: sparse })
       ],
       hooks: { draw: [function (plot) { edge(plot, chart.edge); }] }
     };
@@ -80,6 +84,10 @@
     var base = Math.pow(10, Math.floor(Math.log10(value) + 1e-9)), steps = [1, 2, 5, 10].map(function (each) { return each * base; });
     if (up) return steps.find(function (each) { return each > value * 1.01; }) || 20 * base;
     return steps.reverse().find(function (each) { return each < value * 0.99; }) || base / 2;
+  }
+  function few(plot, all) {  // over more than four decades the lines between the powers of ten would fill the chart
+    var many = plot.scales.y.max > 1e4 * plot.scales.y.min;
+    return all.map(function (value) { return many && Math.abs(Math.log10(value) - Math.round(Math.log10(value))) > 1e-6 ? null : value; });
   }
   function edge(plot, value) {
     if (value === null || value < plot.scales.y.min || value > plot.scales.y.max) return;

@@ -75,7 +75,7 @@ def status_figure(
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI)
     FigureCanvasAgg(figure)
     figure.patch.set_alpha(0.0)
-    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.085, top=0.94, hspace=0.36, wspace=0.25)
+    figure.subplots_adjust(left=0.055, right=0.985, bottom=0.085, top=0.94, hspace=0.36, wspace=0.33)
     panels = figure.subplots(2, 3)
     for axes in panels.flat:
         style_axes(axes, PAGE)
@@ -115,10 +115,13 @@ def figure_as_svg(figure: Figure, *, salt: str = "status", title: str = "") -> s
     text = re.sub(r'<svg ([^>]*?)(width|height)="[^"]*"\s?', r"<svg \1", text, count=1)
     text = re.sub(r'<svg ([^>]*?)(width|height)="[^"]*"\s?', r"<svg \1", text, count=1)
     text = text.replace("<svg ", f'<svg role="img" aria-label="{_attribute(printable(title))}" ', 1)
-    text = re.sub(
-        r"(\d\.\d\d)\d+", r"\1", text.replace(PAGE.ink, "currentColor")
-    )  # hundredths of a point cannot be seen
+    text = re.sub(r"<[^>]+>", _rounded, text.replace(PAGE.ink, "currentColor"))
     return re.sub(r"\n\s*", "\n", text).strip()
+
+
+def _rounded(tag: re.Match[str]) -> str:
+    """Return a tag with two decimals in its places and sizes: less than a hundredth of a point cannot be seen. Words stay as they are."""
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0])
 
 
 def _attribute(text: str) -> str:

@@ -312,7 +312,7 @@ def test_one_figure_has_the_layers(fit, tmp_path):
     trainer = fit(Net(optim.AdamW, lr=0.01), [found], logger=TensorBoardLogger(tmp_path))
     logged = EventAccumulator(trainer.logger.log_dir)
     logged.Reload()
-    assert "health/layers" in logged.Tags()["images"]
+    assert "health/layer_gradients" in logged.Tags()["images"]
     first, last = found._record.layers
     assert (first.name, last.name) == ("net.0", "net.3")
     assert all(each.norm > 0 and each.update > 0 for each in (first, last))

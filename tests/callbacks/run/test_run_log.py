@@ -150,6 +150,7 @@ def test_every_chart_shows_something_and_no_tag_is_constant_or_that_of_another(m
     known = {tag: points for tag, points in found.items() if tag.startswith(GROUPS)}
     constant = [tag for tag, points in known.items() if len(points) > 1 and len({value for _, value in points}) == 1]
     assert constant == []
+    assert not set(found) & set(events(folder).Tags()["images"])  # TensorBoard has one kind of data for a tag
     alike = [(a, b) for a in known for b in known if a < b and known[a] == known[b] and len(known[a]) > 1]
     assert alike == []
     shown = {tag for chart in charts.values() for tag in found for line in chart.multiline.tag if re.match(line, tag)}
@@ -188,6 +189,10 @@ def test_constants_are_settings_and_runs_are_compared_by_metrics(make_trainer, t
         assert not set(start.hparams) & set(curves(folder)) - HEADLINES
         assert {info.name for info in experiment.hparam_infos if info.differs} == own
         metrics = [info.name.tag for info in experiment.metric_infos]
+        assert (
+            "health/level" in metrics
+        )  # whether it changes or not: otherwise healthy runs could not be compared with sick ones
+        assert not set(start.hparams) & set(metrics)
         assert metrics[:2] == ["val_loss", "train_loss_epoch"]
         assert "kernel/lambda_min" in metrics
         assert set(metrics) <= set(curves(folder))

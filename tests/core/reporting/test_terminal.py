@@ -14,7 +14,14 @@ from tqdm import tqdm
 
 from lightning_conv.health.finding import Finding
 from lightning_conv.reporting.plain_words import alert_line, run_block, verdict_of_run
-from lightning_conv.reporting.terminal import console, log_block, print_paths, print_table, warnings_shown_as
+from lightning_conv.reporting.terminal import (
+    console,
+    log_block,
+    path_from_here,
+    print_paths,
+    print_table,
+    warnings_shown_as,
+)
 
 STEEP = Finding(name="stability", level="alert", sentence="The loss rose 40-fold.", step=70, advice="Lower the rate.")
 DEAD = Finding(name="units", level="warning", sentence="All units are dead.", step=40)
@@ -174,3 +181,13 @@ def test_a_pipe_gets_plain_text_and_whole_paths():
     stream = io.StringIO()
     print_paths(console(stream), [f"page: {PATH}"])
     assert stream.getvalue() == f"page: {PATH}\n"
+
+
+def test_a_path_is_shown_from_the_working_directory_if_it_is_in_it(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert path_from_here(str(here / "runs" / "a.html")) == "runs/a.html"
+    assert path_from_here("runs/a.html") == "runs/a.html"
+    assert path_from_here(str(tmp_path / "other.html")) == str(tmp_path / "other.html")
+    assert path_from_here("s3://bucket/run") == "s3://bucket/run"

@@ -93,3 +93,24 @@ def test_single_points_and_constant_and_non_positive_values_are_drawn(recwarn):
         series = {tag: Series().extend(values) for tag in series_of_run()}
         assert "<svg" in figure_as_svg(status_figure(series, {"a": 0.0}))
     assert not [each for each in recwarn if "matplotlib" in str(each.filename)]
+
+
+def test_the_labels_of_the_ticks_are_those_of_the_figure():
+    series = {"guard/gap": Series().extend([(step, 0.0621 - 0.0001 * step) for step in range(80)])}
+    figure = status_figure(series, {})
+    svg = figure_as_svg(figure)
+    axes = panel(figure, "Gap")
+    low, high = axes.get_ylim()
+    labels = [each.get_text() for each in axes.get_yticklabels() if low <= each.get_position()[1] <= high]
+    assert len(set(labels)) == len(labels) > 2
+    assert any(len(label) > 4 for label in labels)
+    assert [label for label in labels if f">{label}<" not in svg.replace(" ", "").replace("\n", "")] == []
+
+
+def test_no_label_of_a_panel_lies_on_the_next_panel():
+    series = series_of_run() | {"guard/gap": Series().extend([(0, 0.0615), (80, 0.0541)])}
+    figure = status_figure(series, {"a": 1.0})
+    figure.canvas.draw()
+    beside = next(axes for axes in figure.axes if axes.get_ylabel().startswith("alignment"))
+    ends = beside.yaxis.label.get_window_extent().x1
+    assert ends < min(each.get_window_extent().x0 for each in panel(figure, "Gap").get_yticklabels() if each.get_text())
