@@ -112,7 +112,7 @@ def _facts(trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> dict
         facts["failed measurements"] = "; ".join(failed)
     violated = [each.reason for monitor in monitors_of(trainer, ConvergenceCriteria) for each in monitor.violations]
     if violated:
-        facts["hypotheses that do not hold"] = "; ".join(dict.fromkeys(violated))
+        facts["assumptions of theorems that the run does not meet"] = "; ".join(dict.fromkeys(violated))
     return facts
 
 

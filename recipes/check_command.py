@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lightning_conv.recipes.usage import UsageError
 
@@ -57,9 +58,16 @@ def check(words: Sequence[str]) -> int:
         path: str | None = made.config["ckpt_path"]
         found = check_run(made.trainer, made.model, made.datamodule, ckpt_path=path)
     except (MisconfigurationException, FileNotFoundError, ModuleNotFoundError) as error:
-        raise UsageError(f"check: {error}") from error
+        said = str(error)
+        if any(word.startswith("--module") for word in words):  # the name that the user has written
+            said = said.replace("--model", "--module")
+        raise UsageError(f"check: {said}") from error
     except SystemExit as stop:  # --print_config leaves this way
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    if not any(word.startswith(("--data", "--config", "-c")) for word in options):
+        data = type(made.datamodule).__name__
+        note = f"no --data was given, so the samples are those of {data}, the data of the recipes; --data PKG.DATA names others"
+        found = replace(found, notes=(note, *found.notes))
     if "--json" in words:
         print(json.dumps(found.to_dict(), indent=1, allow_nan=False))
     else:

@@ -193,6 +193,8 @@ def _nothing_logged(folder: Path, record: str) -> str:
         named = ", ".join(str(each) for each in below[:MOST_NAMED])
         more = f" and {len(below) - MOST_NAMED} more" if len(below) > MOST_NAMED else ""
         return f"report: nothing was logged in {folder} itself; runs below it: {named}{more}"
+    if (folder / METRICS).is_file() or any(folder.glob(EVENTS)):
+        return f"report: nothing was logged in {folder}: its {METRICS} or event files have no values yet, or break off before the first"
     return (
         f"report: nothing was logged in {folder}: it has no {record}, no event file and no metrics.csv; train with "
         "Trainer(callbacks=[ConvergenceDiagnostics()], logger=TensorBoardLogger('runs')) or CSVLogger"

@@ -84,7 +84,8 @@ class PaidParts:
         expected = self._seconds.get(name, PASSES.get(name, 0) * pass_seconds) if seconds is None else seconds
         self.undecided.pop(name, None)
         if not affords(expected):
-            self.undecided[name] = "a look takes longer than the run allows for now; every_n_steps= asks for it"
+            when = "not again after an earlier measurement: " if name in self._seconds else ""
+            self.undecided[name] = f"{when}a look takes longer than the run allows for; every_n_steps= asks for it"
             return None
         begun = time.perf_counter()
         made: Made | None = self.look(step, f"the {name.replace('_', ' ')}", look)

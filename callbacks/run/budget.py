@@ -15,6 +15,7 @@ from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.pass_time import FEWEST_SAMPLES, backward_share, time_pass, together
 from lightning_conv.callbacks.run.probe import ProbeOutputs
+from lightning_conv.health.wording import counted
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.networks.inputs import Inputs, sample_count, spread
 
@@ -92,8 +93,9 @@ class Choice:
         kernel = KERNELS[self.outputs]
         of = f"{self.samples} of {self.whole} samples" if self.samples < self.whole else f"{self.samples} samples"
         return (
-            f"measured is {kernel} of {self.n_outputs} outputs on {of}, in about {self.seconds:.2g} s each time, so that the first "
-            f'measurement stays within {self.budget:.2g} s; Probe(size={self.whole}, outputs="trace") asks for all of it, whatever it costs'
+            f"measured is {kernel} of {counted(self.n_outputs, 'output')} on {of}, in about {self.seconds:.2g} s each time, so that "
+            f'the first measurement stays within {self.budget:.2g} s; Probe(size={self.whole}, outputs="trace") asks for all of it, '
+            "whatever it costs"
         )
 
 

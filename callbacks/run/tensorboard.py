@@ -19,6 +19,9 @@ from lightning_conv.reporting.terminal import path_from_here
 ADDRESS = "http://localhost:6006/#custom_scalars&_smoothingWeight=0"
 """The charts, not smoothed: TensorBoard's default smooths a few points into a line that is somewhere else."""
 
+UNTICK = 'untick "Ignore outliers in chart scaling" there: it hides the first and last of few points'
+"""The axes leave out what is beyond the percentiles 5 and 95 of a chart: of two points both. No link can change that."""
+
 
 def boards_of(trainer: pl.Trainer) -> list[TensorBoardLogger]:
     """Return the trainer's loggers that write for TensorBoard.
@@ -88,7 +91,7 @@ def say_where(trainer: pl.Trainer) -> None:
         return
     with logging_guard(loggers[0]):
         folder = path_from_here(loggers[0].root_dir)
-        rank_zero_info(f"Charts: tensorboard --logdir {shlex.quote(folder)}, then {ADDRESS}")
+        rank_zero_info(f"Charts: tensorboard --logdir {shlex.quote(folder)}, then {ADDRESS} ({UNTICK})")
 
 
 def log_settings(

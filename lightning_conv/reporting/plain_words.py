@@ -136,7 +136,12 @@ def verdict_of_run(how: str, steps: int, findings: Sequence[Finding]) -> str:
     level = worst_level(findings)
     count = sum(each.level == level for each in findings)
     said = f"{counted(count, level)}: {MEANING[level]}" if level in MEANING else "nothing that was judged holds it back"
-    return f"the run {how} after {counted(steps, 'step')}; {said if findings else 'nothing could be judged'}."
+    if level not in MEANING and how.startswith("failed"):
+        said = "nothing that was judged says why"
+    if level not in MEANING and any(each.name == "loss_rise" for each in findings):
+        said = "the loss rose, and nothing that was judged explains it"
+    verb = f"was {how}" if how.startswith("interrupted") else how
+    return f"the run {verb} after {counted(steps, 'step')}; {said if findings else 'nothing could be judged'}."
 
 
 def _lines(mark: str, text: str, level: Level | None, color: bool, width: int, indent: int = 2) -> list[str]:

@@ -83,6 +83,21 @@ def test_usage_errors_are_exit_code_2(own, capsys):
     assert "no_such_recipe" in err
 
 
+def test_a_mistake_is_said_of_the_option_that_was_written(own, capsys):
+    assert main(["check", "--module", "of_a_user.Nett", *own[3:]]) == 2
+    err = capsys.readouterr().err
+    assert "check: --module: there is no 'Nett' in of_a_user" in err
+    assert "--model" not in err
+
+
+def test_without_data_it_is_said_whose_samples_are_looked_at(own, capsys):
+    note = "no --data was given, so the samples are those of DigitsDataModule"
+    assert main(["check", "--module", "of_a_user.Net", *CPU]) == 1
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert main(own) == 0
+    assert note not in " ".join(capsys.readouterr().out.split())
+
+
 def test_help_names_the_options(capsys):
     assert main(["check", "--help"]) == 0
     assert "--json" in capsys.readouterr().out

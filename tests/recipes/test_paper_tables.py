@@ -157,6 +157,7 @@ def test_the_certificate_at_the_start_is_about_the_features_under_the_statistics
         (["--data", "MNIST", "--root", "gone"], ["MNIST", "gone"]),
         (["--recipes", "wide"], ["'wide'", "bn_resnet, wide_fc"]),
         (["--seeds", "0"], ["--seeds", "at least 1"]),
+        (["--seeds", "x"], ["--seeds", "must be a whole number, got 'x'"]),
         (["--set", "wide_fc.lr"], ["RECIPE.NAME=VALUE"]),
         (["--set", "wide_fc.widht=3"], ["no setting 'widht'", "width"]),
         (["--set", "wide_fc.lr=fast"], ["wide_fc.lr='fast'", "0.1"]),

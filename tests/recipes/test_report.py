@@ -164,6 +164,7 @@ def test_mistakes_name_the_cure(runs, tmp_path, capsys):
         ("convergence.json", '{"facts": {}}', "not one that ConvergenceReport wrote"),
         ("metrics.csv", "a,b\n1,2\n", "line 2 cannot be read"),
         ("metrics.csv", "step,b\n1,x\n", "line 2 cannot be read"),
+        ("metrics.csv", "step,kernel/lambda_m", "have no values yet, or break off before the first"),
         ("events.out.tfevents.1.x", "no event file", ""),
     ):
         folder = tmp_path / f"broken_{len(list(tmp_path.iterdir()))}"

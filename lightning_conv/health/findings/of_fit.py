@@ -111,8 +111,8 @@ def finding_of_width(
         )
     elif columns < samples:
         says = (
-            f"The last layer has {units} for {counted(samples, 'sample')}: it alone cannot fit every choice of targets, and the layers "
-            "before it have to"
+            f"The last layer has {units} for {counted(samples, 'sample')}: it alone cannot fit every choice of targets; only layers "
+            "before it could"
         )
     else:
         says = f"The last layer has {units} for {counted(samples, 'sample')}, enough to fit any targets if they are independent"

@@ -163,7 +163,9 @@ def _besides(cause: RiseCause) -> str:
         but = f"but {leap}" if leap else "as in many runs that are well"
         return f"while the step was {figure(lower)} times its limit, {but}, so the cause is open"
     if upper < FAR:
-        return f"while the step was {size} when it was measured last, so the cause is open"
+        return (
+            f"while the step was {size} at step {cause.reading.step}, the last reading before it, so the cause is open"
+        )
     return f"while the step was between {figure(lower)} and about {figure(upper)} of its limit, so the cause is open"
 
 
@@ -234,7 +236,7 @@ def _scale_in_words(scale: NoiseScale) -> str:
 def _rise(loss: LossCourse) -> str:
     if not math.isfinite(loss.now):
         return f"The loss rose from step {loss.since} on and is not finite"
-    return f"The loss rose {figure(loss.fold)}-fold by step {loss.step} (above {figure(loss.smallest)} since step {loss.since})"
+    return f"The loss rose {figure(loss.fold)}-fold by step {loss.step} (its least was {figure(loss.smallest)}, at step {loss.at})"
 
 
 def _stability(reading: StabilityReading, level: Level, sentence: str, advice: str) -> Finding:

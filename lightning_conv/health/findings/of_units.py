@@ -115,6 +115,8 @@ def finding_of_layers(shares: Mapping[str, float], before: Mapping[str, float] |
     else:
         name = min(shares, key=lambda each: shares[each])
         says = f"Every layer moves the outputs; the least, {name}, by {percent(least)} of the kernel's trace"
+        if len(shares) == 1:
+            says = f"The only layer, {name}, moves the outputs"
     return Finding.exact(
         name="layers",
         level=level,

@@ -4,6 +4,8 @@
 
   var STEPS = [];  // distances of the ticks of a step, which is whole
   for (var decade = 1; decade < 1e15; decade *= 10) STEPS.push(decade, 2 * decade, 5 * decade);
+  var latest = 0;  // the last step of any chart
+  data.forEach(function (chart) { chart.lines.forEach(function (line) { latest = Math.max(latest, line.x[line.x.length - 1] || 0); }); });
 
   function read(id) { return JSON.parse(document.getElementById(id).textContent); }
   function color(name) { return getComputedStyle(root).getPropertyValue(name).trim(); }
@@ -61,7 +63,7 @@
     var sparse = log ? Object.assign({ filter: few }, rule) : rule;
     var options = {
       width: Math.max(240, holder.clientWidth), height: 260, series: series, bands: bands, legend: { live: true },
-      scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
+      scales: { x: { time: false, range: stepRange }, y: { distr: log ? 3 : 1 } },
       cursor: { focus: { prox: 20 } },
       axes: [
         Object.assign({ label: "step", labelSize: 18, labelFont: "12px sans-serif", size: 34, incrs: STEPS, values: function (plot, all) { return all.map(power); } }, axis),
@@ -74,11 +76,17 @@
       if (chart.edge !== null) { min = Math.min(min, chart.edge); max = Math.max(max, chart.edge); }
       return [round(min, false), round(max, true)];
     };
-    else if (chart.edge !== null) options.scales.y.range = function (plot, min, max) {
+    else if (chart.edge === null) options.scales.y.range = function (plot, min, max) {
+      return min === 0 && max === 0 ? [0, 1] : uPlot.rangeNum(min, max, 0.1, true);  // uPlot's own range of a zero goes up to 100
+    };
+    else options.scales.y.range = function (plot, min, max) {
       return uPlot.rangeNum(Math.min(min, chart.edge), Math.max(max, chart.edge * 1.02), 0.1, true);
     };
     holder.textContent = "";
     return new uPlot(options, shown, holder);
+  }
+  function stepRange(plot, min, max) {  // of a single step, uPlot's own range goes up to 100
+    return plot.data[0].length === 1 ? [0, Math.max(latest, plot.data[0][0], 1)] : [min, max];
   }
   function round(value, up) {  // to 1, 2 or 5 times a power of ten, where the ticks of a logarithmic axis can begin
     var base = Math.pow(10, Math.floor(Math.log10(value) + 1e-9)), steps = [1, 2, 5, 10].map(function (each) { return each * base; });

@@ -69,7 +69,8 @@ STABILITY = Panel(
         Line("health/critical_ratio", "update over the critical one"),
     ),
     "Below 1 a step is stable on the quadratic model of the loss. A ratio a little above 1 is usual in runs that end well.",
-    "Not measured: ConvergenceHealth measures it for torch's SGD, Adam, AdamW, NAdam, RMSprop and Adagrad.",
+    "Not measured. ConvergenceHealth measures it where the run is long enough for it, for torch's SGD, Adam, AdamW, NAdam, RMSprop "
+    "and Adagrad.",
     "auto",
     1.0,
 )

@@ -24,7 +24,7 @@ from lightning_conv.callbacks import (
     Probe,
     RegularizedGradientClipping,
 )
-from lightning_conv.callbacks.run.tensorboard import ADDRESS
+from lightning_conv.callbacks.run.tensorboard import ADDRESS, UNTICK
 from lightning_conv.reporting.charts import HEADLINES, LIMITS
 from lightning_conv.reporting.tags import GROUPS
 
@@ -301,7 +301,7 @@ def test_the_link_to_the_charts_is_said_at_the_start_and_at_the_end(make_trainer
         return [each.message for each in caplog.records if ADDRESS in each.message]
 
     lines = said(logger=TensorBoardLogger("my runs", name="net"))
-    assert lines == [f"Charts: tensorboard --logdir 'my runs/net', then {ADDRESS}"] * 2
+    assert lines == [f"Charts: tensorboard --logdir 'my runs/net', then {ADDRESS} ({UNTICK})"] * 2
     assert said(logger=TensorBoardLogger("my runs"), fast_dev_run=True) == []
     assert said(logger=False) == []
     assert said(logger=CSVLogger("table")) == []

@@ -93,3 +93,10 @@ def test_ranks_that_cannot_be_are_refused():
     for lower, upper in ((3, 2), (-1, 2), (0, 65)):
         with pytest.raises(ValueError, match="lower, upper"):
             finding_of_rank(lower, upper, columns=129, samples=64)
+
+
+def test_a_last_layer_that_is_too_narrow_says_nothing_of_layers_that_may_not_be_there():
+    found = finding_of_width(32, 64, 2)
+    assert found.sentence == (
+        "The last layer has 32 features for 64 samples: it alone cannot fit every choice of targets; only layers before it could."
+    )

@@ -35,7 +35,7 @@ def test_a_step_that_is_too_long_with_the_rate_that_would_not_have_been():
     found = finding_of_stability(ratios(5.1), losses(1.0, 3.0, 12.0, 40.0), rate=20.0, safe=0.2)
     assert found.level == "alert"
     assert found.sentence == (
-        "The loss rose 40-fold by step 3 (above 1 since step 1) while the step was 5.1 times too long for the curvature (step 0)."
+        "The loss rose 40-fold by step 3 (its least was 1, at step 0) while the step was 5.1 times too long for the curvature (step 0)."
     )
     assert found.advice == "Lower the learning rate: at lr 0.784 the ratio starts at 0.2."
     assert (found.value, found.limit, found.step) == (5.1, 1.0, 0)
@@ -184,3 +184,12 @@ def test_a_batch_that_is_no_number_of_samples_is_refused(batch, error):
     noise = gradient_noise(torch.eye(4))
     with pytest.raises(error, match=r"batch: .*; need a whole number of at least 1"):
         finding_of_noise(noise, noise_scale([noise]), batch=batch)
+
+
+def test_a_rise_names_the_least_loss_and_the_reading_that_it_is_judged_by():
+    course = LossCourse.begin(0, 1.588).then(192, 934.7)
+    found = finding_of_rise(course, StabilityCourse.begin(StabilityReading(0, 0.148, 0.15)))
+    assert found.sentence == (
+        "The loss rose 589-fold by step 192 (its least was 1.59, at step 0) while the step was 0.148 of its limit at step 0, "
+        "the last reading before it, so the cause is open."
+    )

@@ -129,3 +129,8 @@ def test_layers_that_are_out_in_other_ways_are_not_said_to_be_the_same():
         "All 3 units of a are dead (zero) and all 3 units of b are constant on the 8 samples"
     )
     assert finding_of_units([dead, dead], samples=8, step=0).sentence.startswith("All 3 units of a and a are dead")
+
+
+def test_a_single_layer_is_not_said_to_be_the_least_of_all():
+    found = finding_of_layers({"layer": 1.0}, None, step=3)
+    assert (found.level, found.sentence) == ("ok", "The only layer, layer, moves the outputs.")

@@ -26,6 +26,7 @@ from lightning_conv.reporting.terminal import (
 STEEP = Finding(name="stability", level="alert", sentence="The loss rose 40-fold.", step=70, advice="Lower the rate.")
 DEAD = Finding(name="units", level="warning", sentence="All units are dead.", step=40)
 WIDE = Finding(name="width", level="ok", sentence="The last layer has 8 features.")
+ROSE = Finding(name="loss_rise", level="notice", sentence="The loss rose 40-fold.")
 PATH = "/a/folder with spaces/" + "long/" * 30 + "convergence.html"
 
 
@@ -50,11 +51,24 @@ def bare(text):
         ([WIDE, DEAD, STEEP], "1 alert: it cannot go on well as it is."),
         ([WIDE, DEAD, DEAD], "2 warnings: it is held back."),
         ([WIDE], "nothing that was judged holds it back."),
+        ([WIDE, ROSE], "the loss rose, and nothing that was judged explains it."),
+        ([WIDE, DEAD, ROSE], "1 warning: it is held back."),
         ([], "nothing could be judged."),
     ],
 )
 def test_the_verdict_is_that_of_the_worst_level(findings, said):
     assert verdict_of_run("completed", 1200, findings) == f"the run completed after 1,200 steps; {said}"
+
+
+def test_a_run_that_failed_is_not_said_to_be_well():
+    said = verdict_of_run("failed (TypeError)", 1, [WIDE])
+    assert said == "the run failed (TypeError) after 1 step; nothing that was judged says why."
+
+
+def test_a_run_that_was_interrupted_is_said_in_a_whole_sentence():
+    assert verdict_of_run("interrupted (KeyboardInterrupt)", 70, []).startswith(
+        "the run was interrupted (KeyboardInterrupt) after 70 steps;"
+    )
 
 
 def test_the_block_has_verdict_findings_with_their_steps_and_paths():
