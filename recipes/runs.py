@@ -24,7 +24,11 @@ from lightning_conv.reporting.progress import LONG, said_duration
 
 # Imported here, these classes can be named by their short names on the command line.
 SHORT_NAMES = (BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC)
-SHORT_NAMES_OF_CALLBACKS = [getattr(callbacks, name) for name in callbacks.__all__]
+SHORT_NAMES_OF_CALLBACKS = [
+    kind
+    for name in callbacks.__all__
+    if isinstance(kind := getattr(callbacks, name), type) and issubclass(kind, Callback)
+]
 BASES = (LightningModule, LightningDataModule, Callback, Logger)
 
 

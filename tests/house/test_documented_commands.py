@@ -46,6 +46,10 @@ def is_slow(command: str) -> bool:
 
 def missing(words: list[str], folder: Path) -> str | None:
     """What a command asks for that is not on this machine: a placeholder, a run, or a data set that is never downloaded."""
+    if words == ["fit"]:
+        return "needs a configuration"
+    if "my_package.MyModule" in words:
+        return "my_package"
     holes = [word for word in words if re.fullmatch("[A-Z]+", word) and word not in SPLIT_ARGUMENT]
     if holes:
         return holes[0]

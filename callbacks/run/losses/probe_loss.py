@@ -90,7 +90,7 @@ class ProbeLoss:
                 s = loss.own.derivatives(u, rows).slope
             else:
                 s = evaluate(lambda at: loss.kind.evaluate(at, beside), u.double()).slope
-        return s.double().flatten(1)
+        return s.double().reshape(len(s), -1)  # outputs may be one number per sample, (m,)
 
     def look_again(self, step: int) -> None:
         """Compare the loss with what was observed, at the same outputs; a change is said once.

@@ -89,7 +89,10 @@ def run(
         raise ValueError(f"widest: {widest}; need a multiple of 32, as it is halved four times and units come in pairs")
     data = two_classes(n, source=source, root=root, seed=seed)
     model = tanh_network(data.inputs.shape[1], width, depth, seed)
-    weight = smallest_output_weight(model, data.inputs, data.targets, epsilon=epsilon, seed=seed)
+    try:
+        weight = smallest_output_weight(model, data.inputs, data.targets, epsilon=epsilon, seed=seed)
+    except ValueError as error:  # the samples are not proven independent
+        raise ValueError(f"n: {error}") from error
     positive_init_(model, A=weight, seed=seed)
     certificate = certify_descent(model, data.inputs, data.targets, epsilon=epsilon)
     lab = Laboratory(data, radii, max_steps, until, seed)

@@ -233,7 +233,7 @@ def test_with_adam_augmentation_and_batchnorm_nothing_applies_the_reasons_are_to
     logged.Reload()
     tags = logged.Tags()
     expected = TAGS - {"theory/path_length", "theory/descent_efficiency"}  # of plain descent only
-    assert set(tags["scalars"]) >= expected
+    assert trainer.callback_metrics.keys() >= expected  # what does not change is no curve in TensorBoard
     assert {tag for tag in tags["scalars"] if tag.startswith("theory/")} <= TAGS
     text = logged.Tensors("theory/criteria/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.startswith("Step 0")

@@ -254,7 +254,6 @@ def test_tags_have_the_name_of_the_optimizer_and_none_is_without(make_trainer, r
     trainer = make_trainer(monitors, max_epochs=1, logger=recorder)
     trainer.fit(Gan(), data())
     for group, tag in (
-        ("convergence", "lambda_min"),
         ("kernel", "alignment"),
         ("kernel", "trace"),
         ("theory", "refuted"),

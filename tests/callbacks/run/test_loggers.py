@@ -24,6 +24,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from lightning_conv.callbacks import ConvergenceReport, LambdaMin
 from lightning_conv.callbacks.run.guarded import set_strict
+from lightning_conv.callbacks.run.run_log import RunLog
 from lightning_conv.callbacks.run.logging import log_figure, log_metrics, log_text
 from lightning_conv.recipes.cli import main
 
@@ -410,7 +411,8 @@ def test_mlflow_has_all_finite_values_under_names_that_it_accepts(stored):
         "m" * 400: 7.0,
     }
     none = {"kernel/nan": float("nan"), "kernel/inf": float("inf"), "kernel/less": float("-inf")}
-    log_metrics(trainer, odd | none | {"kernel/lambda_min": 8.0}, 5)
+    log = RunLog()
+    log.log(trainer, odd | {"kernel/lambda_min": 8.0}, 5)
     log_metrics(trainer, none, 6)
     found = values()
     assert sorted(found.values()) == [[(5, float(value))] for value in range(1, 9)]

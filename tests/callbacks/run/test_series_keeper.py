@@ -6,6 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
+from lightning_conv.callbacks import report as report_file
 from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceReport, LambdaMin
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.run.callbacks import callbacks_of
@@ -49,18 +50,18 @@ def test_the_values_of_the_module_are_kept_once_when_an_epoch_ends(tmp_path, mak
     assert as_points(report.series["train_loss"]) == pytest.approx({3: losses[2], 6: losses[5], 9: losses[8]})
 
 
-def test_the_loss_of_every_step_is_kept(tmp_path, make_trainer, make_module, make_loader):
+def test_the_loss_of_every_step_is_kept(monkeypatch, tmp_path, make_trainer, make_module, make_loader):
     trainer = make_trainer([ConvergenceDiagnostics(32, every_n_steps=4)], max_epochs=3)
     kept_losses = []
     report = ConvergenceReport(folder=str(tmp_path))
-    write = report._record
+    write = report_file.record_of
 
     def record(*args):
         found = write(*args)
         kept_losses.append(found.series["loss"])
         return found
 
-    report._record = record
+    monkeypatch.setattr(report_file, "record_of", record)
     trainer.callbacks.append(report)
     trainer.fit(make_module(), make_loader())
     assert kept_losses[0].steps == list(range(1, 10))
