@@ -161,7 +161,9 @@ class LogsOfRun(pl.Callback):
     Lightning calls none of this in a step.
     """
 
-    _run_log = cast("RunLog | None", None)  # a bare annotation would be a setting of a guard, whose types jsonargparse reads
+    _run_log = cast(
+        "RunLog | None", None
+    )  # a bare annotation would be a setting of a guard, whose types jsonargparse reads
 
     def begin_log(self, trainer: pl.Trainer) -> None:
         """Begin the log of a fit, and say where its charts are; only in the first of these callbacks, in ``on_train_start``.

@@ -24,8 +24,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from lightning_conv.callbacks import ConvergenceReport, LambdaMin
 from lightning_conv.callbacks.run.guarded import set_strict
-from lightning_conv.callbacks.run.run_log import RunLog
 from lightning_conv.callbacks.run.logging import log_figure, log_metrics, log_text
+from lightning_conv.callbacks.run.run_log import RunLog
 from lightning_conv.recipes.cli import main
 
 FILES = ["convergence.html", "convergence.json", "convergence.md", "convergence.png"]

@@ -6,8 +6,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from lightning_conv.callbacks import report as report_file
 from lightning_conv.callbacks import ConvergenceDiagnostics, ConvergenceReport, LambdaMin
+from lightning_conv.callbacks import report as report_file
 from lightning_conv.callbacks.health.losses_seen import LossesSeen
 from lightning_conv.callbacks.run.callbacks import callbacks_of
 from lightning_conv.callbacks.run.logging import log_metrics, withdraw
