@@ -67,6 +67,8 @@ def scalars(folder, after):
 
 def changes(points):
     """Return the ends of the stretches of equal values; none if all are equal."""
+    if not points:
+        return []
     ends = [each for each, after in zip(points, [*points[1:], (None, None)], strict=True) if each[1] != after[1]]
     return ends if len(ends) > 1 else []
 
