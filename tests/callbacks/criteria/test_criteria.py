@@ -237,7 +237,7 @@ def test_with_adam_augmentation_and_batchnorm_nothing_applies_the_reasons_are_to
     assert {tag for tag in tags["scalars"] if tag.startswith("theory/")} <= TAGS
     text = logged.Tensors("theory/criteria/text_summary")[0].tensor_proto.string_val[0].decode()
     assert text.startswith("Step 0")
-    assert "\n| verdict |" in text  # not indented, or TensorBoard would show a block of code
+    assert "\n- Not applicable: " in text  # not indented, or TensorBoard would show a block of code
     assert "theory/path" in tags["images"]
 
 
