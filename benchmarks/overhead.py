@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from ntk_bench.calibration import processor
-from overhead_bench.measure import Pair, SideBySide, case_of, epochs_for, in_turn, quiet, took
+from overhead_bench.measure import Pair, SharedCore, case_of, epochs_for, in_turn, quiet, took
 from overhead_bench.runs import MANY, long_runs, short_runs
 
 from lightning_conv.reporting.markdown import markdown_table
@@ -115,8 +115,9 @@ def page(results: Results) -> str:
 
 Runs with `ConvergenceDiagnostics()` at its defaults against the same runs without, both with TensorBoard.
 Pairs of runs per row: {pairs}. Made by `python benchmarks/overhead.py` on {date.today()}, {machine}.
-Long runs of a pair are made at the same time, each in a process of its own on one core, and the cores change hands from pair to pair: the
-speed of the machine changes by a third within minutes, and so acts on both alike. Short ones are made in turn.
+Long runs of a pair are made at the same time, by two processes that take turns of milliseconds on one core, and what is compared, and
+what the diagnostics keep their budget by, are the seconds that each of them had of the processor: the speed of the machine changes by a
+third within minutes, that of one core against the other by a tenth, and so acts on both alike. Short ones are made one after the other.
 Seconds are those of `Trainer.fit`, the first and the last measurement included.
 
 {verdict(results)}
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.fresh:
         results = {key: found for key, found in results.items() if tuple(key.split()) not in chosen}
     took("short", "dict_batch", None, True)  # loads what is loaded once
-    begun, beside = time.monotonic(), SideBySide() if options.long else None
+    begun, beside = time.monotonic(), SharedCore() if options.long else None
     for number, (kind, name) in enumerate(chosen, 1):
         print(f"{number} of {len(chosen)}, {kind} {name}, {time.monotonic() - begun:.0f} s gone", flush=True)
         measure(results, kind, name, options, beside if kind == "long" and beside else in_turn)

@@ -164,7 +164,7 @@ class HealthRecord:
             ("the movement", lambda: found.extend(self._start.look_at_movement(run))),
             ("the units", lambda: _add(found, self._units.look_at_units(run, equal_inputs=self._start.equal_inputs))),
             ("the layers", lambda: _add(found, self._units.look_at_layers(gram, step))),
-            ("the regime", lambda: _add(found, self._linear.regime(drift, course.probe, step))),
+            ("the regime", lambda: _add(found, self._regime(drift, step))),
             ("the labels", lambda: _add(found, self._audit(run, gram, fit))),
         ):
             look(what, it)
@@ -234,6 +234,13 @@ class HealthRecord:
     def _look_at_linearisation(self, run: RunView) -> None:
         if why := self._linear.measure(run):
             self.undecided["linearisation_error"] = why
+
+    def _regime(self, drift: Drift | None, step: int) -> Finding | None:
+        self.undecided.pop("regime", None)
+        found = self._linear.regime(drift, self._course.probe, step)
+        if self._linear.regime_undecided:
+            self.undecided["regime"] = self._linear.regime_undecided
+        return found
 
     def _look_at_set(self, run: RunView, fit: FitOfRun, pay: Callable[..., Any], found: list[Finding]) -> None:
         """Read on in the training set, and add what is found of it."""

@@ -35,6 +35,7 @@ class LinearisationOfRun:
 
     def __init__(self) -> None:
         self.error: float | None = None
+        self.regime_undecided = ""  # why it is
         self._start: dict[str, Tensor] = {}  # weights at the first measurement, by name
         self._step: int | None = None  # of them
         self._lost = ""  # why there are none
@@ -108,18 +109,22 @@ class LinearisationOfRun:
             )
 
     def regime(self, drift: Drift | None, course: LossCourse | None, step: int) -> Finding | None:
-        """Judge whether the run is lazy or learns features; None: the start, the kernel there or the loss is not known.
+        """Judge whether the run is lazy or learns features; None: it is undecided, or start, kernel or loss are not known.
+
+        Where it is undecided, ``regime_undecided`` says why.
 
         Args:
             drift: How the kernel differs from that of the start; None: not known.
             course: The losses of the probe; None: not known.
             step: Step of the measurement.
         """
+        self.regime_undecided = ""
         if drift is None or course is None or step == 0 or not course.now > 0:
             return None
         error = None if self.error is None or math.isnan(self.error) else self.error
         progress = course.first / course.now
         found = training_regime(drift.alignment, drift.relative_frobenius, error, progress=progress, floor=drift.floor)
+        self.regime_undecided = found.reason if found.regime == "undecided" else ""
         return finding_of_regime(found, step=step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -177,8 +177,11 @@ def fit_to_budget(
             samples, seconds, timed = max(FEWEST_SAMPLES, samples // 2), seconds / 2, max(FEWEST_SAMPLES, samples // 2)
     everything = measurement.inputs, measurement.targets
     measurement.highest = measurement.lowest
+    patience = max(PATIENT_SECONDS, budget - together(trainer, time.perf_counter() - begun))
+    if (READING + passes) * seconds > patience:  # what is timed first is slower, as it loads and plans
+        seconds = min(seconds, time_pass(trainer, measurement, samples)[0] * slowness)
     predicted = (READING + passes) * seconds
-    if predicted > max(PATIENT_SECONDS, budget - together(trainer, time.perf_counter() - begun)):
+    if predicted > patience:
         _choose(measurement, everything, samples, kind)
         measurement.pass_seconds, measurement.awaited = seconds / slowness * samples / timed, predicted
         return Choice(samples, kind, predicted, asked, outputs, budget, waits=predicted)

@@ -1,12 +1,38 @@
-"""How numbers and lists are written in sentences: ``figure``, ``listed``, ``counted``, ``page_of``."""
+"""How numbers and lists are written in sentences: ``subject_of``, ``figure``, ``listed``, ``counted``, ``page_of``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 PAGE = "docs/health.md"
 """The page that explains every finding, one section for each."""
+
+
+SUBJECTS: Mapping[str, str] = {
+    "critical_sharpness": "how far the optimizer's step is from too large",
+    "forecast": "where the loss will be",
+    "frozen_trunk": "the least loss of the last layer alone",
+    "gradient_noise": "the noise of the gradient",
+    "labels": "the labels of the probe",
+    "linearisation_error": "how far the network is from its linearisation",
+    "loss": "the loss of the probe",
+    "regime": "whether the network learns features",
+    "stability": "the stability of the step",
+    "training_floor": "the least loss on the training set",
+}
+"""What a finding is about, by its name, for what could not be judged."""
+
+
+def subject_of(name: str) -> str:
+    """Write what a finding is about, also behind the name of an optimizer.
+
+    Example:
+        >>> subject_of("stability"), subject_of("critic: forecast"), subject_of("width")
+        ('the stability of the step', 'critic: where the loss will be', 'width')
+    """
+    head, separator, last = name.rpartition(": ")
+    return f"{head}{separator}{SUBJECTS.get(last, last.replace('_', ' '))}"
 
 
 def figure(value: float) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from lightning_conv.health.finding import LEVELS, Finding, Level, in_order, worst_level
-from lightning_conv.health.wording import counted
+from lightning_conv.health.wording import counted, subject_of
 from lightning_conv.reporting.terminal import has_color
 
 TITLE = "In plain words"
@@ -205,8 +205,21 @@ def _text(finding: Finding) -> str:
 
 
 def _folded(reasons: Mapping[str, Sequence[str]] | None) -> list[str]:
-    """Return one line for each reason."""
-    return [f"Not judged: {', '.join(names)} ({reason})." for reason, names in (reasons or {}).items() if names]
+    return [not_judged(reason, names) for reason, names in (reasons or {}).items() if names]
+
+
+def not_judged(reason: str, names: Sequence[str]) -> str:
+    """Say what could not be judged.
+
+    Args:
+        reason: Why.
+        names: Names of the findings, as in ``Finding.name``, behind the name of an optimizer in a run with several.
+
+    Example:
+        >>> not_judged("no time for it", ["stability", "forecast"])
+        'Not judged: the stability of the step, where the loss will be (no time for it).'
+    """
+    return f"Not judged: {', '.join(map(subject_of, names))} ({reason})."
 
 
 def _escaped(text: str) -> str:

@@ -30,13 +30,15 @@ def finding_of_forecast(shown: ShownForecast | None) -> Finding | None:
     )
 
 
-def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding:
-    """Say whether the run is lazy or learns features, with the numbers.
+def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding | None:
+    """Say whether the run is lazy or learns features, with the numbers; None: it is undecided.
 
     Args:
         found: The regime.
         step: Step of the measurement.
     """
+    if found.regime == "undecided":
+        return None
     alignment = "not defined" if math.isnan(found.alignment) else figure(found.alignment)
     numbers = f"alignment with the kernel at the start {alignment}, change {_share_of(found.change, 'its norm')}"
     if found.error is not None:
@@ -44,7 +46,6 @@ def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding:
     says = {
         "lazy": "The network trains close to its linearisation at the start",
         "feature learning": "The network learns features",
-        "undecided": "Whether the network learns features is undecided",
     }[found.regime]
     return Finding(
         name="regime",

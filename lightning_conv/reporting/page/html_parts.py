@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from matplotlib.figure import Figure
 
 from lightning_conv.health.finding import in_order, worst_level
 from lightning_conv.reporting.page.glossary import glossary, marked
+from lightning_conv.reporting.page.html_elements import folded, item_html, number_html, short_html, table_html
 from lightning_conv.reporting.page.run_record import RunRecord
 from lightning_conv.reporting.page.status_figure import figure_as_svg, status_figure
-from lightning_conv.reporting.plain_words import NOTHING
+from lightning_conv.reporting.plain_words import NOTHING, not_judged
 from lightning_conv.reporting.report import VERDICTS, verdict_counts
 from lightning_conv.theory.criterion import Criterion
 
-LONGEST = 600
-"""Characters of a setting or a fact that are shown."""
-
 BRIEF = 60
 """Characters of a fact that stands in one line with others."""
-
-MOST_ROWS = 400
-"""Rows of a table."""
 
 MANY_LAYERS = 12
 """Layers from which on their table is folded."""
@@ -39,12 +34,12 @@ def words_html(run: RunRecord) -> str:
     items = []
     for each in in_order(run.findings):
         advice = f'<span class="advice">{marked(each.advice, seen)}</span>' if each.advice else ""
-        items.append(_item(each.level, f"{marked(each.sentence, seen)}{advice}", each.level))
+        items.append(item_html(each.level, f"{marked(each.sentence, seen)}{advice}", each.level))
     for reason, names in run.not_judged.items():
         if names:
-            items.append(_item("open", f"Not judged: {escape(', '.join(names))} ({marked(reason, seen)})."))
-    items += [_item("note", escape(each)) for each in run.missing]
-    return f'<ul class="words">{"".join(items) or _item("open", NOTHING)}</ul>'
+            items.append(item_html("open", marked(not_judged(reason, names), seen)))
+    items += [item_html("note", escape(each)) for each in run.missing]
+    return f'<ul class="words">{"".join(items) or item_html("open", NOTHING)}</ul>'
 
 
 def facts_html(run: RunRecord) -> str:
@@ -55,9 +50,11 @@ def facts_html(run: RunRecord) -> str:
     """
     counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(run.criteria).items())
     facts = {str(name): str(value) for name, value in run.facts.items()} | ({"verdicts": counts} if counts else {})
-    brief = [f"{escape(name)}: <b>{_short(value)}</b>" for name, value in facts.items() if len(value) <= BRIEF]
+    brief = [f"{escape(name)}: <b>{short_html(value)}</b>" for name, value in facts.items() if len(value) <= BRIEF]
     rest = [
-        f'<p class="facts">{escape(name)}: {_short(value)}</p>' for name, value in facts.items() if len(value) > BRIEF
+        f'<p class="facts">{escape(name)}: {short_html(value)}</p>'
+        for name, value in facts.items()
+        if len(value) > BRIEF
     ]
     return f'<p class="facts">{" · ".join(brief)}</p>{"".join(rest)}'
 
@@ -160,7 +157,7 @@ def layers_html(run: RunRecord) -> str:
         largest = max(known.values(), default=0.0)
         rows = [
             [
-                f"<code>{_short(layer or '(the model)')}</code>",
+                f"<code>{short_html(layer or '(the model)')}</code>",
                 number_html(share),
                 f'<div class="bar" style="width:{100 * share / largest if largest > 0 else 0:.1f}%"></div>',
             ]
@@ -191,7 +188,7 @@ def settings_html(run: RunRecord) -> str:
     """
     parts = []
     for group, settings in run.settings.items():
-        rows = [[f"<code>{_short(name)}</code>", _short(value)] for name, value in settings.items()]
+        rows = [[f"<code>{short_html(name)}</code>", short_html(value)] for name, value in settings.items()]
         if rows:
             parts.append(f"<h3>{escape(group)}</h3>{table_html(('name', 'value'), rows)}")
     return folded("Settings and versions", "".join(parts)) if parts else ""
@@ -215,7 +212,7 @@ def overview_html(runs: Sequence[RunRecord]) -> str:
     """
     facts = list(dict.fromkeys(name for run in runs for name in run.facts))
     rows = [["<b>health</b>", *(_level(run) for run in runs)]]
-    rows += [[f"<b>{_short(name)}</b>", *(_short(run.facts.get(name, "")) for run in runs)] for name in facts]
+    rows += [[f"<b>{short_html(name)}</b>", *(short_html(run.facts.get(name, "")) for run in runs)] for name in facts]
     values = sorted({name for run in runs for name, value in run.metrics.items() if math.isfinite(value)})
     rows += [
         [f"<code>{escape(name)}</code>", *(number_html(run.metrics.get(name, math.nan)) for run in runs)]
@@ -227,7 +224,9 @@ def overview_html(runs: Sequence[RunRecord]) -> str:
     ]
     names = list(dict.fromkeys(name for each in flat for name in each))
     differ = [name for name in names if len({each.get(name) for each in flat}) > 1]
-    others = [[f"<code>{_short(name)}</code>", *(_short(each.get(name, "")) for each in flat)] for name in differ]
+    others = [
+        [f"<code>{short_html(name)}</code>", *(short_html(each.get(name, "")) for each in flat)] for name in differ
+    ]
     columns = ("", *(run.name for run in runs))
     parts = [table_html(columns, rows)]
     if others:
@@ -258,57 +257,8 @@ def glossary_html() -> str:
     return folded("Glossary", f'<dl class="terms">{items}</dl>')
 
 
-def folded(title: str, content: str, *, is_open: bool = False) -> str:
-    """Return HTML that is folded under a title.
-
-    Args:
-        title: A text, which is escaped.
-        content: HTML.
-        is_open: Whether it is unfolded at first.
-    """
-    return f"<details{' open' if is_open else ''}><summary>{escape(title)}</summary>{content}</details>"
-
-
-def table_html(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table; one that is very long is cut, and says so.
-
-    Args:
-        columns: Texts, which are escaped.
-        rows: HTML.
-    """
-    known = list(rows)
-    head = "".join(f"<th>{escape(each)}</th>" for each in columns)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in known[:MOST_ROWS])
-    more = f'<p class="soft">{len(known) - MOST_ROWS} more rows are not shown.</p>' if len(known) > MOST_ROWS else ""
-    return f'<div class="scroll"><table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{more}'
-
-
-def number_html(value: float) -> str:
-    """Return a number with four digits; a dash for one that is not known.
-
-    Args:
-        value: The number.
-    """
-    return "–" if math.isnan(value) else escape(f"{value:.4g}")
-
-
-def _cell(content: str) -> str:
-    return f'<td class="bars">{content}</td>' if content.startswith('<div class="bar"') else f"<td>{content}</td>"
-
-
-def _item(level: str, text: str, kind: str = "") -> str:
-    """Return an item of the list of findings; the text is HTML."""
-    return f'<li class="{kind}"><span class="level {kind or "soft"}">{level}</span><div>{text}</div></li>'
-
-
 def _level(run: RunRecord) -> str:
     if not run.findings:
         return '<span class="soft">not judged</span>'
     level = worst_level(run.findings)
     return f'<span class="level {level}">{level}</span>'
-
-
-def _short(value: object) -> str:
-    """Return a value as escaped text, cut where it is very long."""
-    text = str(value)
-    return escape(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")

@@ -34,7 +34,6 @@ def test_a_forecast_comes_with_the_error_of_the_earlier_ones():
         ((0.999, 0.03, 0.02), "close to its linearisation"),
         ((0.4, 1.5, math.inf), "learns features"),
         ((0.4, 1.5, None), "learns features"),
-        ((math.nan, 0.3, None), "undecided"),
     ],
 )
 def test_the_regime_is_one_sentence_with_its_numbers(numbers, says):
@@ -43,6 +42,10 @@ def test_the_regime_is_one_sentence_with_its_numbers(numbers, says):
     assert found.level == "ok"
     assert ("linearised network " in found.sentence.split("(")[1]) == (numbers[2] is not None)
     assert found.value == numbers[1]
+
+
+def test_an_undecided_regime_is_no_finding():
+    assert finding_of_regime(training_regime(math.nan, 0.3, None, progress=10.0), step=3) is None
 
 
 def bound(probe, on_training_set=False):

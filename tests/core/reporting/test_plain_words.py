@@ -43,7 +43,7 @@ def test_markdown_has_the_most_severe_first_and_one_line_per_reason():
         "- **alert** The loss rose 40-fold. Lower the learning rate. ([stability](docs/health.md#stability))",
         "- **warning** All units are dead. ([units](docs/health.md#units))",
         r"- The last layer of net\_a has 8 features. ([width](docs/health.md#width))",
-        "- Not judged: labels, margins (no classes).",
+        "- Not judged: the labels of the probe, margins (no classes).",
     ]
 
 

@@ -78,7 +78,7 @@ def test_the_block_has_verdict_findings_with_their_steps_and_paths():
         "  alert   step 70: The loss rose 40-fold. Lower the rate.",
         "  warning step 40: All units are dead.",
         "  ok      The last layer has 8 features.",
-        "          Not judged: labels (none).",
+        "          Not judged: the labels of the probe (none).",
         f"  page    {PATH}",
     ]
 
