@@ -11,6 +11,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 FIRST_SECONDS = 1.2
 """Seconds of the first measurement, finding the network included, that no later one has to make up for."""
 
+FIRST_COUNTED = 1.2
+"""Seconds of the first measurement that count where a measurement beyond the third is to be made."""
+
 SECONDS_OF_A_STEP = 5e-5
 """Seconds that the hooks of the callbacks take in every step: 30 to 60 microseconds on one core of a server (Xeon, 2026)."""
 
@@ -29,7 +32,7 @@ class Schedule:
     With s the share, t the seconds since the first measurement began, f what that one has cost, c the cost of all later ones and h that of
     the hooks in every step, what may be spent is :math:`\max(s\,t - h, s\,t / 3) - c - \max(0, f - 1.2\,\mathrm{s})`. So a run of 20 s or
     more with s = 0.03 has at most 1.2 s + 0.03 t for its measurements, as long as f is within them, and the last one. That one is provided
-    for from the third measurement on. Where f is more, one in the midst of the run and the last one are still made if each takes at most a
+    for from the third measurement on, and one beyond the third is made where all together stay within twice the share. Where f is more, one in the midst of the run and the last one are still made if each takes at most a
     third of the share, or if all together stay within three times the share: a run has three measurements if that is possible.
 
     Args:
@@ -133,6 +136,9 @@ class Schedule:
         """Return whether to measure after ``step`` optimizer steps."""
         if self.every_n_steps is not None:
             return step % self.every_n_steps == 0
+        within = 2 * self.max_overhead * self.elapsed
+        if self._later and min(self._first, FIRST_COUNTED) + self._spent + self._wanted > within:
+            return False
         in_the_midst = not self._later and (self._is_cheap(self.cost) or self._are_few(2 * self.cost))
         return self._wanted <= self.left(step) or in_the_midst
 

@@ -6,6 +6,9 @@ import torch
 
 from lightning_conv.callbacks.run.twin import Twin
 
+DRAWN = 2**16
+"""Random numbers that are drawn for a tensor; a larger one repeats them, as drawing 10 million takes longer than a pass of the network."""
+
 
 @torch.no_grad()
 def draw_weights(twin: Twin, seed: int, size: float) -> None:
@@ -22,6 +25,11 @@ def draw_weights(twin: Twin, seed: int, size: float) -> None:
             continue
         if parameter.is_floating_point() or parameter.is_complex():
             values = torch.view_as_real(parameter) if parameter.is_complex() else parameter
-            scale = float(torch.linalg.vector_norm(values, dtype=torch.float64)) / max(1, parameter.numel()) ** 0.5
-            drawn = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_((drawn * (size * (scale if 0 < scale < float("inf") else 1.0))).to(parameter))
+            scale = float(torch.linalg.vector_norm(values)) / max(1, parameter.numel()) ** 0.5
+            count = parameter.numel()
+            drawn = torch.randn(min(count, DRAWN), generator=generator)
+            if count > DRAWN:
+                drawn = drawn.repeat(-(-count // DRAWN))[:count]
+            parameter.copy_(
+                (drawn.view(parameter.shape) * (size * (scale if 0 < scale < float("inf") else 1.0))).to(parameter)
+            )

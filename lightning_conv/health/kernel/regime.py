@@ -51,7 +51,8 @@ def training_regime(
     - ``feature learning``: the kernel has changed its directions, :math:`|G - G_0| \ge 0.5 |G_0|` and alignment of at most 0.9, and
       the linearised network, if its error is known, is wrong by more than 10 %. A kernel that has only grown keeps its alignment and is
       undecided.
-    - ``undecided``: everything else, and a run whose loss has changed less than twofold: it has not begun.
+    - ``undecided``: everything else, such as a loss that has risen with the change of the kernel, which is no learning, and a run whose
+      loss has changed less than twofold: it has not begun.
 
     Args:
         alignment: Centred alignment (``centred_alignment``), at most 1; NaN: not defined.
@@ -92,6 +93,8 @@ def _judged(alignment: float, change: float, error: float | None, progress: floa
     if change - floor >= LEARNING_CHANGE and alignment <= LEARNING_ALIGNMENT:
         if error is not None and error <= LAZY_ERROR:
             return "undecided", "the kernel changed, and yet the network linearised at the start predicts the outputs"
+        if progress < 1:
+            return "undecided", "the kernel has changed its directions, and the loss has risen"
         return "feature learning", "the kernel has changed its directions"
     if change + floor <= LAZY_CHANGE and alignment >= LAZY_ALIGNMENT:
         if error is None:
