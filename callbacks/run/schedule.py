@@ -32,8 +32,9 @@ class Schedule:
     With s the share, t the seconds since the first measurement began, f what that one has cost, c the cost of all later ones and h that of
     the hooks in every step, what may be spent is :math:`\max(s\,t - h, s\,t / 3) - c - \max(0, f - 1.2\,\mathrm{s})`. So a run of 20 s or
     more with s = 0.03 has at most 1.2 s + 0.03 t for its measurements, as long as f is within them, and the last one. That one is provided
-    for from the third measurement on, and one beyond the third is made where all together stay within twice the share. Where f is more, one in the midst of the run and the last one are still made if each takes at most a
-    third of the share, or if all together stay within three times the share: a run has three measurements if that is possible.
+    for from the third measurement on, and one beyond the third is made only where all together stay within twice the share. Where f is
+    more, one in the midst of the run and the last one are still made if each takes at most a third of the share, or if all together stay
+    within three times the share: a run has three measurements if that is possible.
 
     Args:
         every_n_steps: measure when the step is a multiple of it; None: go by the time budget.
