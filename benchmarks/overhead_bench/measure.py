@@ -201,9 +201,14 @@ def _pair(plain: Took | str, watched: Took | str) -> Pair | str:
 
 
 def epochs_for(case: Case, seconds: float) -> int:
-    """Return how many epochs take so long, from a run that is long enough to tell."""
-    epochs, taken = 2, fit(case, max_epochs=2).seconds
-    while taken < min(2.0, seconds):
-        epochs *= 4
-        taken = fit(case, max_epochs=epochs).seconds
-    return max(epochs, math.ceil(1.15 * epochs * seconds / taken))
+    """Return how many epochs take so long on an idle core, from a run that is long enough to tell.
+
+    Args:
+        case: The run.
+        seconds: Seconds of the processor.
+    """
+    epochs, taken = 2, fit(case, max_epochs=2).of_processor
+    while taken < min(4.0, seconds):
+        epochs *= 2 if taken > 1.0 else 4
+        taken = fit(case, max_epochs=epochs).of_processor
+    return max(epochs, math.ceil(1.25 * epochs * seconds / taken))
