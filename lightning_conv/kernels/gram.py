@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.reading.jacobian_error import with_narrowing
 from lightning_conv.kernels.result import KernelGram
+from lightning_conv.machine.memory import allowed_memory
+from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
@@ -47,6 +50,7 @@ def ntk_gram(
     plan: NTKPlan | None = None,
     remeasure: bool = False,
     progress: bool | Report | None = None,
+    processes: Processes | None = None,
 ) -> KernelGram:
     r"""Compute the exact empirical neural tangent kernel of ``model`` on ``inputs``.
 
@@ -103,6 +107,9 @@ def ntk_gram(
             one for another number of samples, other outputs, or another precision: only what was read is taken from it.
         progress: whether to show a progress bar on standard error; None: on a terminal, if more than 5 seconds are
             predicted. A function is called with the share that is done instead.
+        processes: those among which the passes and products are divided, exactly: by outputs, or by samples, as is cheaper
+            (``NTKPlan.division``). All of them call with the same arguments and weights, and get the same kernel. The network is
+            read by each of them. With ``batch_norm="batch"`` nothing is divided.
 
     Returns:
         The matrix in float64, with ``floor``, a proven bound on its rounding error, and what else is known about it.
@@ -115,6 +122,7 @@ def ntk_gram(
             not a tensor; the model does not return one floating-point tensor, or its forward makes numbers of a
             type of its own with which it cannot be evaluated in float64 (``NoSuchPathError``, which names the place; ``"exact"`` works).
         MemoryError: the kernel does not fit into ``max_memory``.
+        ProcessesError: another process does not answer in time.
 
     Cost: one forward pass, K backward passes (K = C; 1 for ``"sum"`` and ``cotangents``, k for ``"projected"``), and n^2 (in + K out)
     flops per linear layer; ``plan_ntk`` predicts it for a given network. Source: Jacot, Gabriel, Hongler 2018
@@ -131,13 +139,17 @@ def ntk_gram(
     kind = contracted_outputs(outputs, cotangents, default="trace")
     require_seed(seed)
     require_report(progress)
+    if processes is not None:  # the same cuts in all of them
+        budgets = processes.gather(allowed_memory(max_memory, _device_of(model)))
+        max_memory = min(budgets) // (1 if max_memory is not None else processes.world)
     request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
     with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
-        task = Task(stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2, remeasure=remeasure)
+        made = partial(Task, stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2, remeasure=remeasure)
+        task = made() if processes is None else processes.together(partial(made, processes=processes))
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
-            found, error, narrowing = _watched(task, seed, report)
+            found, error, narrowing = _watched(task, seed, report, processes)
     return KernelGram(
         matrix=found.matrix,
         outputs=kind,
@@ -161,7 +173,13 @@ def ntk_gram(
     )
 
 
-def _watched(task: Task, seed: int, report: Report) -> tuple[KernelSum, float, Narrowing | None]:
+def _device_of(model: nn.Module) -> torch.device:
+    return next((each.device for each in model.parameters()), torch.device("cpu"))
+
+
+def _watched(
+    task: Task, seed: int, report: Report, processes: Processes | None
+) -> tuple[KernelSum, float, Narrowing | None]:
     """Compute the kernel; in float64, watch all passes for casts to a narrower type, and look at ``Task.unsteady``.
 
     In other types the casts are those that were seen when the network was read, and its error allows for them already.
@@ -171,11 +189,14 @@ def _watched(task: Task, seed: int, report: Report) -> tuple[KernelSum, float, N
     """
     error, narrowing = task.anatomy.jacobian_error, task.anatomy.narrowing
     if task.module.dtype != torch.float64:
-        found = compute_kernel(task, seed, report)
+        found = compute_kernel(task, seed, report, processes)
     else:
         watch = NarrowWatch(task.module, *(each for each in (task.inputs, task.others) if each is not None))
         with watch.watching():
-            found = compute_kernel(task, seed, report)
+            found = compute_kernel(task, seed, report, processes)
         narrowing = coarsest([narrowing_of(task.module, task.inputs, watch), task.unsteady])
         error = with_narrowing(error, task.module.dtype, narrowing)
-    return found, task.jacobian_error(error, found.matrix), narrowing
+    if processes is None:
+        return found, task.jacobian_error(error, found.matrix), narrowing
+    errors = processes.gather(processes.together(lambda: task.jacobian_error(error, found.matrix)))
+    return found, max(errors), coarsest(processes.gather(narrowing))

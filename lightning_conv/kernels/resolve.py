@@ -13,6 +13,7 @@ from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.spectrum import Method, Spectrum
+from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.origins import NoSuchPathError
@@ -37,6 +38,7 @@ def resolved_spectrum(
     seed: int = 0,
     plans: Mapping[Precision, NTKPlan] | None = None,
     progress: bool | Report | None = None,
+    processes: Processes | None = None,
 ) -> tuple[KernelGram, Spectrum]:
     """Compute a kernel and its spectrum, in higher and higher precision until lambda_min is well above its error.
 
@@ -63,6 +65,7 @@ def resolved_spectrum(
         plans: ``KernelGram.plan`` of earlier kernels of the same network at other weights, or on other samples, by precision. The network
             is then not read again, but its rounding is measured. A plan that does not fit any more is left out.
         progress: see ``ntk_gram``.
+        processes: see ``ntk_gram``; the first of them computes the spectrum.
 
     Returns:
         The last Gram matrix, whose ``precision`` tells which one was needed, and its spectrum.
@@ -98,8 +101,11 @@ def resolved_spectrum(
             projections=projections,
             seed=seed,
             progress=progress,
+            processes=processes,
         )
-        return gram, kernel_spectrum(gram, method=method)
+        if processes is None:
+            return gram, kernel_spectrum(gram, method=method)
+        return gram, processes.once(lambda: kernel_spectrum(gram, method=method))
 
     if precision is not None:
         return found(precision)

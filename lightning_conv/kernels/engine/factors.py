@@ -73,6 +73,27 @@ class Factor(ABC):
         """
 
 
+    @abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """Return what another process needs of it, with the samples along ``sample_axis``."""
+
+    @abstractmethod
+    def of_tensors(self, tensors: Sequence[Tensor]) -> Factor:
+        """Return a factor of the same site on other samples, from its ``tensors``."""
+
+    @property
+    def sample_axis(self) -> int:
+        """Dimension of the samples in ``tensors``."""
+        return 0
+
+    def part(self, samples: slice) -> Factor:
+        """Return the factor of some of the samples."""
+        axis = self.sample_axis
+        return self.of_tensors(
+            [each.narrow(axis, samples.start, samples.stop - samples.start) for each in self.tensors()]
+        )
+
+
 class TiledFactor(Factor):
     """A factor whose Gram block is the same function of any two ranges of samples, and is added tile by tile."""
 
@@ -122,6 +143,19 @@ class RowsFactor(TiledFactor):
     def tight(self) -> bool:
         """True, since m_i = |g_i|."""
         return True
+
+    @property
+    def sample_axis(self) -> int:
+        """See ``Factor``: pieces (n, k, P) for the trace, else (K, n, P)."""
+        return 0 if self.trace else 1
+
+    def tensors(self) -> list[Tensor]:
+        """Return the pieces."""
+        return list(self.rows)
+
+    def of_tensors(self, tensors: Sequence[Tensor]) -> RowsFactor:
+        """See ``Factor``."""
+        return RowsFactor(tensors, trace=self.trace)
 
     def block(self, mine: slice, other: Factor, theirs: slice, precision: Precision) -> Tensor:
         """Return g_i . g_j summed over the outputs; kernels that keep outputs apart use ``add_gram`` only."""
@@ -203,6 +237,14 @@ class OuterFactor(TiledFactor):
         """True for one position, where m_i = |a_i| |b_i|."""
         return self.positions == 1
 
+    def tensors(self) -> list[Tensor]:
+        """Return A and B."""
+        return [self.inputs, self.gradients]
+
+    def of_tensors(self, tensors: Sequence[Tensor]) -> OuterFactor:
+        """See ``Factor``."""
+        return OuterFactor(tensors[0], tensors[1], self.outputs, bias=self.bias, trace=self.trace)
+
     def overlap(self, mine: slice, other: OuterFactor, theirs: slice, precision: Precision) -> Tensor:
         """Return a_ir . a_js, plus 1 for a bias, (n R, n' R)."""
         found = product(self.inputs[mine].flatten(0, 1), other.inputs[theirs].flatten(0, 1), precision)
@@ -263,6 +305,14 @@ class TokenFactor(OuterFactor):
         # The overlap of words is exact, so the inputs have no rounding; an embedding has no bias.
         super().__init__(words[:, :, None], gradients, outputs, bias=False, trace=trace)
         self.words = words  # (n, R), -1: padding
+
+    def tensors(self) -> list[Tensor]:
+        """Return the words and B."""
+        return [self.words, self.gradients]
+
+    def of_tensors(self, tensors: Sequence[Tensor]) -> TokenFactor:
+        """See ``Factor``."""
+        return TokenFactor(tensors[0], tensors[1], self.outputs, trace=self.trace)
 
     def overlap(self, mine: slice, other: OuterFactor, theirs: slice, precision: Precision) -> Tensor:
         """Return 1 where both positions have the same word, and 0 elsewhere and at padding."""

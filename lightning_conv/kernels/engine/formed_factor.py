@@ -41,10 +41,17 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Piece:
-    """The calls of a site on one tile of samples."""
+    """The calls of a site on one tile of samples, or its inputs A themselves, (t, R, in)."""
 
     rows: slice
     calls: Mapping[int, LayerCall]
+    given: Tensor | None = None
+
+    def inputs(self, site: Site) -> Tensor:
+        """Return A, (t, R, in)."""
+        if self.given is not None:
+            return self.given
+        return site_inputs(site, self.calls, self.rows.stop - self.rows.start)[:, :, 0]
 
 
 class FormedFactor(Factor):
@@ -74,6 +81,16 @@ class FormedFactor(Factor):
         """True, since m_i = |g_i|."""
         return True
 
+    def tensors(self) -> list[Tensor]:
+        """Return A, which is recomputed, and B."""
+        return [torch.cat([piece.inputs(self.site) for piece in self.pieces]), self.gradients]
+
+    def of_tensors(self, tensors: Sequence[Tensor]) -> FormedFactor:
+        """See ``Factor``."""
+        inputs, gradients = tensors
+        piece = Piece(slice(0, len(inputs)), {}, inputs)
+        return FormedFactor(self.site, [piece], gradients, self.workspace, trace=self.trace)
+
     def form(self, first: int, number: int) -> RowsFactor:
         """Form the gradients of channels ``first`` to ``first + step`` for all samples."""
         last = min(first + self.step, self.channels)
@@ -83,7 +100,7 @@ class FormedFactor(Factor):
         rows = self.workspace.piece(number, shape, self.gradients)
         for piece in self.pieces:
             count = piece.rows.stop - piece.rows.start
-            inputs = site_inputs(self.site, piece.calls, count)[:, :, 0]
+            inputs = piece.inputs(self.site)
             outer = self.gradients[piece.rows][..., first:last]
             if self.trace:
                 target = rows[piece.rows].view(count, k * (last - first), width)

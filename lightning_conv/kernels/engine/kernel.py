@@ -7,24 +7,36 @@ from dataclasses import replace
 import torch
 
 from lightning_conv.kernels.engine.coupled import coupled_kernel
+from lightning_conv.kernels.engine.divided import OutputsDivided, SamplesDivided
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.engine.passes import Engine
 from lightning_conv.kernels.planning.task import Task, error_groups
 from lightning_conv.kernels.products.combinations import Combinations, SharedRows
+from lightning_conv.machine.processes import Processes
 from lightning_conv.reporting.progress import Report, equal_parts
 
 
-def compute_kernel(task: Task, seed: int, report: Report) -> KernelSum:
+def compute_kernel(task: Task, seed: int, report: Report, processes: Processes | None = None) -> KernelSum:
     """Compute the kernel that ``task`` asks for; ``seed`` is that of the random projections."""
-    return projected_kernel(task, seed, report) if task.projects else kernel_of(task, *task.combinations, report)
+    if task.projects:
+        return projected_kernel(task, seed, report, processes)
+    return kernel_of(task, *task.combinations, report, processes)
 
 
-def kernel_of(task: Task, rows: Combinations, columns: Combinations, report: Report) -> KernelSum:
-    """Compute the kernel of these combinations of the outputs."""
-    return coupled_kernel(task, rows, report) if task.couples else Engine(task, rows, columns, report).run()
+def kernel_of(
+    task: Task, rows: Combinations, columns: Combinations, report: Report, processes: Processes | None = None
+) -> KernelSum:
+    """Compute the kernel of these combinations of the outputs, divided among the processes."""
+    if task.couples:
+        return coupled_kernel(task, rows, report)
+    divided = task.plan.division
+    if processes is None or divided is None:
+        return Engine(task, rows, columns, report).run()
+    engine = OutputsDivided if divided.by == "outputs" else SamplesDivided
+    return engine(task, rows, columns, report, processes).run()
 
 
-def projected_kernel(task: Task, seed: int, report: Report) -> KernelSum:
+def projected_kernel(task: Task, seed: int, report: Report, processes: Processes | None = None) -> KernelSum:
     r"""Estimate the trace kernel by the mean of the kernels of r^T u over k random sign vectors r.
 
     The estimate is unbiased, since E r r^T = I. The sign vectors are divided into G groups, and the standard error is
@@ -43,7 +55,7 @@ def projected_kernel(task: Task, seed: int, report: Report) -> KernelSum:
     for each, share_of in zip(signs.tensor_split(groups), equal_parts(report, groups), strict=True):
         # With the factor 1 / sqrt(size) the kernel is the group's mean. The plan is for the largest group.
         rows = SharedRows(each / len(each) ** 0.5)
-        one = kernel_of(task, rows, rows, share_of)
+        one = kernel_of(task, rows, rows, share_of, processes)
         moments += len(each) * float(one.matrix.square().sum())
         share = len(each) / count
         mean = _weighted(one, share) if mean is None else _plus(mean, _weighted(one, share))

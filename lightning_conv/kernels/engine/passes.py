@@ -66,10 +66,9 @@ class Engine:
 
         If the plan is for more outputs than there are, only those passes run that cover some of them.
         """
-        passes = [each for each in self.plan.passes if each.outputs[0] < self.count]
-        for number, each in enumerate(passes):
-            self._run(each, part(self.report, number / len(passes), 1 / len(passes)))
+        self._run_all([each for each in self.plan.passes if each.outputs[0] < self.count])
         self.report(1.0)
+        self._collect_parts()
         for layer in self.layer_matrices.values():
             self.matrix += layer
         # The sum over factors errs by gamma_k times the sum of their magnitudes.
@@ -79,6 +78,13 @@ class Engine:
             if self.symmetric:
                 mirror(matrix)
         return KernelSum(self.matrix, self.floor, self.layer_traces, self.layer_matrices)
+
+    def _run_all(self, passes: Sequence[Pass]) -> None:
+        for number, each in enumerate(passes):
+            self._run(each, part(self.report, number / len(passes), 1 / len(passes)))
+
+    def _collect_parts(self) -> None:
+        """Add what other processes have computed; here there are none."""
 
     def _run(self, each: Pass, report: Report) -> None:
         rows, columns = (blocks(side.count, each.rows) for side in (self.rows, self.columns))
@@ -105,12 +111,24 @@ class Engine:
                             right_sizes[index] = right_sizes.get(index, 0.0) + self._size_of(
                                 other, self.columns, theirs
                             )
-        for index, (_, factor) in enumerate(left):  # the last block of rows: its bound is the same for every block
+        # The last block of rows: its bound is the same for every block.
+        gammas = [factor.gamma(self.plan.precision) for _, factor in left]
+        self._bound(gammas, left_sizes, right_sizes or left_sizes)
+
+    def _bound(self, gammas: Sequence[float], rows: Mapping[int, float], columns: Mapping[int, float]) -> None:
+        """Add the bounds of the products of all factors.
+
+        Args:
+            gammas: relative error of the entries, by factor.
+            rows: |m|^2 of the samples in the rows, by the number of the factor.
+            columns: |m'|^2 of those in the columns.
+        """
+        for index, own in enumerate(gammas):
             # |E_ij| <= gamma m_i m'_j in every entry, hence |E|_2 <= gamma |m||m'|.
-            size = (left_sizes[index] * (right_sizes or left_sizes)[index]) ** 0.5
-            self.floor += factor.gamma(self.plan.precision) * size
+            size = (rows[index] * columns[index]) ** 0.5
+            self.floor += own * size
             self._size += size
-        self._additions += len(left)
+        self._additions += len(gammas)
 
     def _size_of(self, factor: Factor, side: Samples, block: slice, diagonal: float | None = None) -> float:
         return factor.size(diagonal, self.plan.precision, side.scales(block))

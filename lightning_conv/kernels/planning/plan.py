@@ -18,6 +18,7 @@ from lightning_conv.kernels.planning.costs import (
     network_flops,
     samples_passed,
 )
+from lightning_conv.kernels.planning.division import Division, division
 from lightning_conv.kernels.planning.pass_cost import PassCost
 from lightning_conv.kernels.planning.passes import Cutter, Pass
 from lightning_conv.kernels.planning.sizes import product_bytes, sample_sizes, tile_sizes, workspace_bytes
@@ -80,6 +81,20 @@ class NTKPlan:
     """What was found in the network."""
     general_pass: PassCost | None = field(repr=False)
     """Cost of a pass for the parameters without a layer rule; None where there are none."""
+    division: Division | None = None
+    """How passes and products are divided among processes; None: they are not. ``flops``, ``bytes`` and ``seconds`` are those of one
+    process that does all."""
+
+    def divided(self, processes: int) -> NTKPlan:
+        """Return the plan with the cheaper division among so many processes; where samples couple there is none.
+
+        Args:
+            processes: Their number.
+        """
+        if processes < 2 or not self.passes or min(self.problem.samples, self.problem.others or processes) < processes:
+            return replace(self, division=None)
+        network = network_flops(self.reading.sites)
+        return replace(self, division=division(self.contributions, self.problem, network, processes))
 
     def __str__(self) -> str:
         lines = [
@@ -91,6 +106,8 @@ class NTKPlan:
         lines += [
             f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}" for c in self.contributions
         ]
+        if self.division is not None:
+            lines.append(f"  {self.division}")
         if self.reading.unused:
             lines.append(f"  no sample reaches {', '.join(self.reading.unused)}")
         return "\n".join(lines)

@@ -34,6 +34,7 @@ from lightning_conv.kernels.reading.read_within import read_within, reading_samp
 from lightning_conv.kernels.reading.samples import require_float_inputs
 from lightning_conv.kernels.reading.sites import layer_of
 from lightning_conv.machine.memory import allowed_memory
+from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrowing import Narrowing
 from lightning_conv.networks.stage import Stage
@@ -65,8 +66,9 @@ class Task:
         cotangents2: Tensor | None = None,
         *,
         remeasure: bool = False,
+        processes: Processes | None = None,
     ) -> None:
-        self.request = request
+        self.request, self._processes = request, processes
         for each in (inputs, inputs2):
             if each is not None:
                 sample_count(each)
@@ -93,7 +95,7 @@ class Task:
         self._general = plan.general_pass if plan is not None and known else self._general_pass()
         self.combinations = self._combinations(given)
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
-        self.plan = self._plan()
+        self.plan = self._plan().divided(1 if processes is None else processes.world)
         if plan is not None:
             self._require_same(plan, sizes=not remeasure)
         same = plan is not None and (plan.problem, plan.precision) == (self.plan.problem, self.plan.precision)
@@ -123,6 +125,9 @@ class Task:
         if self.couples:
             return require_repeatable(self.module, self.inputs)
         sets = self._sets
+        if self._processes is not None and self.plan.division is not None and self.plan.division.by == "samples":
+            # Each looks at the samples that it passes through the network.
+            sets = [take(each, self._processes.share(sample_count(each))) for each in sets]
         if (few := reading_samples(self.inputs, self.others)) is not self.inputs:
             sets.append(few)
         gradients = self.request.precision == "certified"

@@ -1,0 +1,76 @@
+"""``Division``: how the passes of a plan are divided among processes, and what they send to one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from lightning_conv.kernels.planning.costs import Contribution, Problem
+
+By: TypeAlias = Literal["outputs", "samples"]
+
+BYTES_PER_FLOP = 0.02
+"""Bytes that travel between processes in the time of a flop of a matrix product: 1 GB/s beside 50 Gflop/s."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a kernel is divided among processes.
+
+    Attributes:
+        by: ``"outputs"``: each has some of the outputs of all samples, and the matrices are added up. ``"samples"``: each has some of the
+            samples, whose factors travel.
+        processes: Their number.
+        sent: Bytes that each process sends.
+        share: Part of the flops of passes and products that a process has.
+    """
+
+    by: By
+    processes: int
+    sent: int
+    share: float
+
+    def __str__(self) -> str:
+        return (
+            f"divided by {self.by} among {self.processes} processes: {self.share:.0%} of the flops and {self.sent / 2**20:.1f} MiB "
+            "sent by each"
+        )
+
+
+def division(
+    found: Sequence[Contribution], problem: Problem, network: tuple[float, float], processes: int
+) -> Division:
+    """Return the cheaper way to divide a kernel whose samples do not couple.
+
+    By outputs the forward passes and what the products have of the inputs alone are repeated in each process, and n x m numbers in float64
+    are added up. By samples everything is divided, and each process sends its factors to half of the others (to all others where there are
+    two sets of samples), and adds up the same matrix.
+
+    Args:
+        found: The contributions of the plan.
+        problem: The sizes of the kernel.
+        network: Flops of a forward and a backward pass of one sample.
+        processes: Their number W.
+    """
+    columns = problem.others or problem.samples
+    stride = 1 if problem.trace else problem.outputs
+    added = int(2 * 8 * problem.samples * columns * stride**2 * (processes - 1) / processes)
+    forward, backward = network
+    passes = problem.rows * (forward + problem.outputs * backward)
+    products = sum(each.flops for each in found)
+    total = passes + products
+    partners = processes // 2 if problem.others is None else processes - 1
+    factors = sum(each.kept_bytes(problem.outputs) for each in found) * columns // processes
+    by_samples = Division("samples", processes, added + partners * factors, 1 / processes)
+    if not problem.trace or problem.outputs < processes:
+        return by_samples
+    largest = -(-problem.outputs // processes) / problem.outputs
+    alone = problem.rows * forward + sum(each.flops for each in found) / (problem.outputs + 1)
+    divided = alone + largest * (total - alone)
+    by_outputs = Division("outputs", processes, added, divided / total if total else 1.0)
+
+    def seconds(one: Division) -> float:
+        return one.share * total + one.sent / BYTES_PER_FLOP
+
+    return min((by_samples, by_outputs), key=seconds)

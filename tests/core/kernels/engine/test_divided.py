@@ -1,0 +1,162 @@
+"""A kernel that is divided among 2 and 4 processes is that of one process; one that fails or lags is named, and none waits for ever."""
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lightning_conv import ntk_gram
+from lightning_conv.machine.processes import Processes, ProcessesError
+
+CASES = {
+    "trace by samples": ({"outputs": "trace"}, "samples"),
+    "trace by outputs": ({"outputs": "trace"}, "outputs"),
+    "full": ({"outputs": "full"}, None),
+    "sum": ({"outputs": "sum"}, None),
+    "per layer": ({"outputs": "trace", "per_layer": True}, "outputs"),
+    "per layer by samples": ({"outputs": "trace", "per_layer": True}, "samples"),
+    "certified": ({"outputs": "sum", "precision": "certified"}, None),
+    "projected": ({"outputs": "projected", "projections": 6}, None),
+    "general": ({"outputs": "trace", "engine": "jacobian"}, None),
+    "little memory": ({"outputs": "trace", "max_memory": 3e6}, "samples"),
+    "true batch statistics": ({"outputs": "trace", "batch_norm": "batch"}, None),
+}
+
+
+class Words(nn.Module):
+    """An embedding, whose factors are words, and a convolution, whose gradients are formed late."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.conv = nn.Conv1d(6, 40, 3, stride=3)
+        self.norm = nn.BatchNorm1d(40)
+        self.head = nn.Linear(40, 7)
+
+    def forward(self, words):
+        return self.head(torch.relu(self.norm(self.conv(self.embedding(words).transpose(1, 2)))).mean(2))
+
+
+def network():
+    torch.manual_seed(0)
+    return Words().eval(), torch.randint(0, 11, (13, 9))
+
+
+def kernels(processes, by):
+    """Return what ntk_gram gives in each case, divided or not."""
+    model, words = network()
+    others = torch.randint(0, 11, (9, 9), generator=torch.Generator().manual_seed(1))
+    with pytest.MonkeyPatch.context() as patch:
+        if by is not None:
+            patch.setattr("lightning_conv.kernels.planning.division.BYTES_PER_FLOP", 1e9 if by == "samples" else 1e-9)
+        found = {}
+        for name, (options, way) in CASES.items():
+            if way not in (None, by):
+                continue
+            gram = ntk_gram(model, words, processes=processes, **options)
+            divided = "" if gram.plan.division is None else gram.plan.division.by
+            floor = gram.floor + 2 * gram.jacobian_error * float(gram.matrix.trace())  # passes of other batches round differently
+            found[name] = (gram.matrix, floor, gram.layer_traces, gram.projection_error, dict(gram.layer_matrices), divided)
+        found["two sets"] = (ntk_gram(model, words, others, processes=processes).matrix,)
+        targets = torch.randn(13, 7, generator=torch.Generator().manual_seed(2))
+        found["cotangents"] = (ntk_gram(model, words, cotangents=targets, processes=processes).matrix,)
+    return found
+
+
+def on_rank(rank, world, store, body, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    torch.save(body(rank, world), f"{folder}/{rank}.pt")
+    os._exit(0)  # a process that others have left is not waited for
+
+
+def run(world, body, folder: Path):
+    """Run a function in so many processes; return what each has returned."""
+    context = torch.multiprocessing.get_context("spawn")
+    made = [context.Process(target=on_rank, args=(r, world, folder / "store", body, folder)) for r in range(world)]
+    for each in made:
+        each.start()
+    latest = time.monotonic() + 200
+    for each in made:
+        each.join(max(0.1, latest - time.monotonic()))
+        if each.is_alive():
+            each.kill()
+    return [torch.load(folder / f"{r}.pt", weights_only=False) if (folder / f"{r}.pt").exists() else None for r in range(world)]
+
+
+def divided_kernels(rank, world):
+    processes = Processes(30)
+    return {by: kernels(processes, by) for by in ("samples", "outputs")}
+
+
+@pytest.mark.parametrize("world", [2, 4, 3])
+def test_it_is_the_kernel_of_one_process(world, tmp_path):
+    for found in run(world, divided_kernels, tmp_path):
+        for by, of in found.items():
+            expected = kernels(None, by)
+            assert of.keys() == expected.keys()
+            for name, (matrix, *rest) in of.items():
+                truth, *others = expected[name]
+                exact = name == "certified"
+                error = (matrix - truth).norm() / truth.norm()
+                assert error <= (1e-13 if exact else 1e-6), (by, name, float(error))
+                if not rest:
+                    continue
+                floor, traces, spread, layers, divided = rest
+                assert divided == ("" if name == "true batch statistics" else CASES[name][1] or divided), (by, name)
+                assert (matrix - truth).norm() <= 2 * (floor + others[0]), (by, name)
+                assert floor <= 1.5 * others[0] + 1e-12
+                assert dict(traces) == pytest.approx(dict(others[1]), rel=1e-5)
+                assert spread == pytest.approx(others[2], rel=1e-4)
+                for layer, each in layers.items():
+                    assert torch.allclose(each, others[3][layer], rtol=1e-5, atol=1e-7)
+
+
+def one_fails(rank, world):
+    model, words = network()
+    processes = Processes(30)
+    if rank == 1:
+        model.forward = lambda words: 1 / 0
+    said = []
+    try:
+        ntk_gram(model, words, processes=processes)
+    except ZeroDivisionError as error:
+        said.append(str(error))
+    model, words = network()
+    return said, ntk_gram(model, words, processes=processes).matrix.shape
+
+
+def test_the_error_of_one_is_that_of_all_and_they_can_go_on(tmp_path):
+    first, second = run(2, one_fails, tmp_path)
+    assert first[0] == ["process 1: division by zero"]
+    assert second[0] == ["division by zero"]
+    assert first[1] == second[1] == (13, 13)
+
+
+def one_lags(rank, world):
+    model, words = network()
+    processes = Processes(3)
+    if rank == 1:
+        time.sleep(8)
+    begun, said = time.monotonic(), []
+    for _ in range(2):
+        try:
+            ntk_gram(model, words, processes=processes)
+        except ProcessesError as error:
+            said.append(str(error))
+    return said, time.monotonic() - begun
+
+
+def test_one_that_lags_is_named_and_nobody_waits_for_ever(tmp_path):
+    first, second = run(2, one_lags, tmp_path)
+    said, seconds = first
+    assert len(said) == 2
+    assert "process 0 of 2: another process has not answered within 3 s" in said[0]
+    assert "[ 1 ]" in said[0] or "rank 1" in said[0].lower() or "1" in said[0].split("(")[1]
+    assert seconds < 20
+    assert second is None or len(second[0]) == 2
