@@ -21,6 +21,7 @@ from lightning_conv.callbacks.run.moment import Moment, Moments
 from lightning_conv.callbacks.run.network import RunNetwork
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.probe_kernel import probe_kernel
+from lightning_conv.callbacks.run.ranks import Ranks, processes_of
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.health.wording import counted, listed
@@ -73,6 +74,7 @@ class Measurement(MeasuredSamples):
         self.choice = ""  # what the budget has chosen, in words; empty: all that was asked for
         self.awaited = 0.0  # predicted seconds of the first kernel, for which the run is not long enough yet
         self._plans: dict[Precision, NTKPlan] = {}  # the last ones
+        self._processes = processes_of(trainer)
         self._measured: tuple[int, KernelGram, Spectrum] | None = None
         self._trained: Parameters | None = None
         self.cotangents: Tensor | None = None
@@ -248,8 +250,13 @@ class Measurement(MeasuredSamples):
         return time.perf_counter() - start - reading, gram, spectrum
 
     def _kernel(self, cotangents: Tensor | None) -> tuple[KernelGram, Spectrum]:
+        moment = self.moment()
+        if self._processes is not None:  # all compute parts of one kernel: that of the first one's running statistics
+            ranks = Ranks(self._trainer)
+            ranks.agree_on({name: each for name, each in moment.network.named_buffers() if each.is_floating_point()})
+            cotangents = ranks.broadcast(cotangents)
         gram, spectrum = probe_kernel(
-            self.moment(),
+            moment,
             self.probe,
             self.parameters,
             step=self._trainer.global_step,
@@ -258,6 +265,7 @@ class Measurement(MeasuredSamples):
             highest=self.highest,
             cotangents=cotangents,
             plans=self._plans,
+            processes=self._processes,
         )
         if gram.plan is not None:
             self._plans[gram.precision] = gram.plan

@@ -15,6 +15,7 @@ from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.resolve import resolved_spectrum
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.machine.processes import Processes
 from lightning_conv.reporting.progress import Lines
 
 PAUSE = 10.0
@@ -32,6 +33,7 @@ def probe_kernel(
     highest: Precision,
     cotangents: Tensor | None,
     plans: Mapping[Precision, NTKPlan],
+    processes: Processes | None = None,
 ) -> tuple[KernelGram, Spectrum]:
     """Return the kernel at one moment and its spectrum; nothing of the run moves.
 
@@ -45,6 +47,7 @@ def probe_kernel(
         highest: the last precision that is tried.
         cotangents: s, (m, C), of a kernel of the loss gradients; None: it is another one.
         plans: what was read of the network for earlier kernels, by precision.
+        processes: those among which it is divided; None: there is one.
 
     Raises:
         MemoryError: there is no room for it.
@@ -68,5 +71,6 @@ def probe_kernel(
             projections=probe.projections,
             seed=probe.seed,
             plans=plans,
+            processes=processes,
             progress=Lines(rank_zero_info, f"Tangent kernel at step {step}", pause=PAUSE, predicts=True),
         )

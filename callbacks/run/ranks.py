@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.guarded import attempted
+from lightning_conv.machine.processes import Processes
 
 T = TypeVar("T")
 
@@ -169,6 +171,25 @@ class Led:
             yield
         finally:
             self._ranks.broadcast(None)
+
+
+_made: WeakKeyDictionary[pl.Trainer, Processes] = WeakKeyDictionary()
+"""One group of processes for each run: making one takes all of them, and none is ever given back."""
+
+
+def processes_of(trainer: pl.Trainer) -> Processes | None:
+    """Return the processes among which a kernel is divided: those of DDP, whose weights are equal; None: there is one process.
+
+    All ranks call this together.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):
+        return None
+    if trainer not in _made:
+        _made[trainer] = Processes()
+    return _made[trainer]
 
 
 def require_whole_copies(trainer: pl.Trainer, name: str) -> None:

@@ -145,7 +145,9 @@ def ntk_gram(
     request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
     with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
-        made = partial(Task, stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2, remeasure=remeasure)
+        made = partial(
+            Task, stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2, remeasure=remeasure
+        )
         task = made() if processes is None else processes.together(partial(made, processes=processes))
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:

@@ -80,9 +80,9 @@ class Processes:
         found = self.gather(None if error is None else (type(error), str(error)))
         if error is not None:
             raise error
-        for rank, each in enumerate(found):
-            if each is not None:
-                raise _of_another(rank, *each)
+        theirs = next((_of_another(rank, *each) for rank, each in enumerate(found) if each is not None), None)
+        if theirs is not None:
+            raise theirs
         return made[0]
 
     def gather(self, value: T) -> list[T]:
@@ -124,7 +124,9 @@ class Processes:
         self.sent += 2 * (self.world - 1) * whole.nbytes // self.world
         tensor.copy_(whole)
 
-    def exchange(self, tensors: Sequence[Tensor], to: int, source: int, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    def exchange(
+        self, tensors: Sequence[Tensor], to: int, source: int, shapes: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
         """Send tensors to one process, and return those that another one sends.
 
         Args:

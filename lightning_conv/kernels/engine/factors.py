@@ -72,7 +72,6 @@ class Factor(ABC):
         If ``other`` is this factor itself, only tiles on and above the diagonal need to be added.
         """
 
-
     @abstractmethod
     def tensors(self) -> list[Tensor]:
         """Return what another process needs of it, with the samples along ``sample_axis``."""

@@ -38,9 +38,7 @@ class Division:
         )
 
 
-def division(
-    found: Sequence[Contribution], problem: Problem, network: tuple[float, float], processes: int
-) -> Division:
+def division(found: Sequence[Contribution], problem: Problem, network: tuple[float, float], processes: int) -> Division:
     """Return the cheaper way to divide a kernel whose samples do not couple.
 
     By outputs the forward passes and what the products have of the inputs alone are repeated in each process, and n x m numbers in float64

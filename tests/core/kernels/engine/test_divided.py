@@ -60,8 +60,17 @@ def kernels(processes, by):
                 continue
             gram = ntk_gram(model, words, processes=processes, **options)
             divided = "" if gram.plan.division is None else gram.plan.division.by
-            floor = gram.floor + 2 * gram.jacobian_error * float(gram.matrix.trace())  # passes of other batches round differently
-            found[name] = (gram.matrix, floor, gram.layer_traces, gram.projection_error, dict(gram.layer_matrices), divided)
+            floor = gram.floor + 2 * gram.jacobian_error * float(
+                gram.matrix.trace()
+            )  # passes of other batches round differently
+            found[name] = (
+                gram.matrix,
+                floor,
+                gram.layer_traces,
+                gram.projection_error,
+                dict(gram.layer_matrices),
+                divided,
+            )
         found["two sets"] = (ntk_gram(model, words, others, processes=processes).matrix,)
         targets = torch.randn(13, 7, generator=torch.Generator().manual_seed(2))
         found["cotangents"] = (ntk_gram(model, words, cotangents=targets, processes=processes).matrix,)
@@ -70,7 +79,9 @@ def kernels(processes, by):
 
 def on_rank(rank, world, store, body, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
+    )
     torch.save(body(rank, world), f"{folder}/{rank}.pt")
     os._exit(0)  # a process that others have left is not waited for
 
@@ -86,7 +97,10 @@ def run(world, body, folder: Path):
         each.join(max(0.1, latest - time.monotonic()))
         if each.is_alive():
             each.kill()
-    return [torch.load(folder / f"{r}.pt", weights_only=False) if (folder / f"{r}.pt").exists() else None for r in range(world)]
+    return [
+        torch.load(folder / f"{r}.pt", weights_only=False) if (folder / f"{r}.pt").exists() else None
+        for r in range(world)
+    ]
 
 
 def divided_kernels(rank, world):
