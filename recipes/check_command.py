@@ -46,24 +46,23 @@ def check(words: Sequence[str]) -> int:
         raise UsageError(
             "check: name a run, as in lightning-conv check --config wide_fc, or --module PKG.MODULE --data PKG.DATA; check --help says more"
         )
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     from lightning_conv.callbacks import check_run
     from lightning_conv.recipes.check_cli import built
     from lightning_conv.recipes.check_page import show_check
+    from lightning_conv.recipes.mistakes import usage_errors
     from lightning_conv.reporting.terminal import console
 
     try:
-        made = built(options)
-        path: str | None = made.config["ckpt_path"]
-        found = check_run(made.trainer, made.model, made.datamodule, ckpt_path=path)
-    except (MisconfigurationException, FileNotFoundError, ModuleNotFoundError) as error:
-        said = str(error)
-        if any(word.startswith("--module") for word in words):  # the name that the user has written
-            said = said.replace("--model", "--module")
-        raise UsageError(f"check: {said}") from error
-    except SystemExit as stop:  # --print_config leaves this way
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        with usage_errors("check: "):
+            made = built(options)
+            path: str | None = made.config["ckpt_path"]
+            found = check_run(made.trainer, made.model, made.datamodule, ckpt_path=path)
+    except UsageError as error:
+        if not any(word.startswith("--module") for word in words):
+            raise
+        raise UsageError(
+            str(error).replace("--model", "--module"), error.more
+        ) from error  # the name that the user has written
     if not any(word.startswith(("--data", "--config", "-c")) for word in options):
         data = type(made.datamodule).__name__
         note = f"no --data was given, so the samples are those of {data}, the data of the recipes; --data PKG.DATA names others"

@@ -116,10 +116,7 @@ def _check(words: Sequence[str]) -> int:
     if {"-h", "--help"} & {*words}:
         print(HELP, end="")
         return 0
-    from lightning_conv.recipes.mistakes import usage_errors
-
-    with usage_errors("check: "):
-        return check(resolve_configs(words))
+    return check(resolve_configs(words))
 
 
 def _lab(name: str = "--help", *settings: str) -> int:
