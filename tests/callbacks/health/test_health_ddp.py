@@ -53,5 +53,5 @@ def test_both_processes_watch_the_same_steps(run_on_two_processes):
     assert "health/linearisation_error" in scalars
     assert scalars == pytest.approx(others, nan_ok=True)
     assert found == other_found
-    assert {"frozen_trunk", "stability", "regime"} <= found.keys()
+    assert {"frozen_trunk", "stability"} <= found.keys()
     assert ratio == pytest.approx(other_ratio)
