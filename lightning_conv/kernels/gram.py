@@ -200,5 +200,5 @@ def _watched(
         error = with_narrowing(error, task.module.dtype, narrowing)
     if processes is None:
         return found, task.jacobian_error(error, found.matrix), narrowing
-    errors = processes.gather(processes.together(lambda: task.jacobian_error(error, found.matrix)))
+    errors = processes.gather(task.jacobian_error(error, found.matrix))
     return found, max(errors), coarsest(processes.gather(narrowing))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
@@ -123,6 +124,23 @@ class Processes:
         self._communicate(lambda: dist.all_reduce(whole, group=self._group))
         self.sent += 2 * (self.world - 1) * whole.nbytes // self.world
         tensor.copy_(whole)
+
+    def gather_numbers(self, numbers: Tensor) -> list[Tensor]:
+        """Return the numbers of all processes, in their order.
+
+        Args:
+            numbers: A flat tensor, of any length, which may differ from process to process.
+
+        Raises:
+            ProcessesError: One does not answer.
+        """
+        sizes = self.gather(numbers.numel())
+        mine = numbers.new_zeros(max(sizes), device="cpu")
+        mine[: numbers.numel()] = numbers.detach()
+        found = [torch.empty_like(mine) for _ in sizes]
+        self._communicate(lambda: dist.all_gather(found, mine, group=self._group))
+        self.sent += (self.world - 1) * mine.nbytes
+        return [each[:size] for each, size in zip(found, sizes, strict=True)]
 
     def exchange(
         self, tensors: Sequence[Tensor], to: int, source: int, shapes: Sequence[Sequence[int]]

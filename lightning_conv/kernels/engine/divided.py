@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor
@@ -82,6 +83,7 @@ class SamplesDivided(Engine):
     ) -> None:
         super().__init__(task, rows, columns, report)
         self._processes = processes
+        self._filled: dict[tuple[int, int, int, int], None] = {}  # the blocks of the matrix that this process computes
 
     def _run(self, each: Pass, report: Report) -> None:
         processes = self._processes
@@ -96,6 +98,7 @@ class SamplesDivided(Engine):
         others: dict[int, float] = {}
 
         def within() -> None:
+            self._note(mine, processes.share(self.columns.count))
             for index, ((layer, one), (_, other)) in enumerate(zip(left, own, strict=True)):
                 theirs = processes.share(self.columns.count)
                 diagonal = self._add(layer, one, other, mine, theirs)
@@ -146,8 +149,15 @@ class SamplesDivided(Engine):
     def _target(self, layer: str, rows: slice, columns: slice) -> Tensor:
         """Return where the products of these samples belong: on or above the diagonal of a symmetric kernel."""
         whole = self.layer_matrices.get(layer, self.matrix)
-        mine, theirs = (slice(each.start * self.stride, each.stop * self.stride) for each in (rows, columns))
-        return whole[theirs, mine].T if self.symmetric and columns.start < rows.start else whole[mine, theirs]
+        below = self.symmetric and columns.start < rows.start
+        block = self._note(columns, rows) if below else self._note(rows, columns)
+        return whole[block].T if below else whole[block]
+
+    def _note(self, rows: slice, columns: slice) -> tuple[slice, slice]:
+        """Note that this process computes the products of these samples, and return their block of the matrix."""
+        first, second = (slice(each.start * self.stride, each.stop * self.stride) for each in (rows, columns))
+        self._filled[first.start, first.stop, second.start, second.stop] = None
+        return first, second
 
     def _received(self, own: Factors, side: Samples, to: int, source: int) -> list[Factor]:
         """Send the factors of this process to one, and return those that another one sends."""
@@ -185,6 +195,7 @@ class SamplesDivided(Engine):
                         continue
                     left = left or self._collect(each, self.rows, mine, silent)
                     is_own = self.symmetric and second == first
+                    self._note(mine, theirs)
                     right = left if is_own else self._collect(each, self.columns, theirs, silent)
                     for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
                         diagonal = self._add(layer, one, other, mine, theirs)
@@ -203,7 +214,14 @@ class SamplesDivided(Engine):
         self._bound(largest, totals[0], totals[0] if self.symmetric else totals[1])
 
     def _collect_parts(self) -> None:
-        for matrix in (self.matrix, *self.layer_matrices.values()):
-            self._processes.add(matrix)
-        traces = self._processes.gather(self.layer_traces)
+        processes = self._processes
+        filled = processes.gather(list(self._filled))
+        for matrix in self.layer_matrices.values() or (self.matrix,):
+            mine = [matrix[a:b, c:d].flatten() for a, b, c, d in self._filled]
+            found = processes.gather_numbers(torch.cat(mine) if mine else matrix.new_empty(0))
+            for rank, (blocks_of_one, numbers) in enumerate(zip(filled, found, strict=True)):
+                parts = iter(numbers.split([(b - a) * (d - c) for a, b, c, d in blocks_of_one]))
+                for a, b, c, d in blocks_of_one if rank != processes.rank else ():
+                    matrix[a:b, c:d] = next(parts).view(b - a, d - c)
+        traces = processes.gather(self.layer_traces)
         self.layer_traces = {layer: sum(each[layer] for each in traces) for layer in self.layer_traces}

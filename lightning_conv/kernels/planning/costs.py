@@ -62,6 +62,11 @@ class Contribution:
     fixed_bytes: int  # per sample, kept until its products are done: what does not depend on the outputs
     output_bytes: int  # per sample and output
     formed_late: bool = False  # per-sample gradients are formed when they are multiplied, and A and B kept instead
+    patch_bytes: int = 0  # per sample, of A where it is formed late: another process gets it as it is
+
+    def sent_bytes(self, outputs: int) -> int:
+        """Return the bytes that another process gets of one sample and this many outputs."""
+        return (self.patch_bytes or self.fixed_bytes) + outputs * self.output_bytes
 
     def kept_bytes(self, outputs: int) -> int:
         """Return the bytes that are kept for one sample and this many outputs."""
@@ -104,7 +109,10 @@ def contribution(site: Site, problem: Problem) -> Contribution:
         late = problem.width * (site.positions * site.gradients + (site.sizes[site.bias] if site.bias else 0))
         if can_be_outer and not site.tokens and late < each:
             fixed = problem.width * site.input_numel
-            return Contribution(site.layer, site.names, site.kind, way, flops, fixed, late, formed_late=True)
+            patches = problem.width * site.positions * site.inputs
+            return Contribution(
+                site.layer, site.names, site.kind, way, flops, fixed, late, formed_late=True, patch_bytes=patches
+            )
     return Contribution(site.layer, site.names, site.kind, way, flops, fixed, each)
 
 

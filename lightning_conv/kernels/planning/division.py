@@ -42,8 +42,8 @@ def division(found: Sequence[Contribution], problem: Problem, network: tuple[flo
     """Return the cheaper way to divide a kernel whose samples do not couple.
 
     By outputs the forward passes and what the products have of the inputs alone are repeated in each process, and n x m numbers in float64
-    are added up. By samples everything is divided, and each process sends its factors to half of the others (to all others where there are
-    two sets of samples), and adds up the same matrix.
+    are added up. By samples everything is divided, each process sends its factors to half of the others (to all others where there are
+    two sets of samples), and then its blocks of the matrix to all.
 
     Args:
         found: The contributions of the plan.
@@ -59,8 +59,12 @@ def division(found: Sequence[Contribution], problem: Problem, network: tuple[flo
     products = sum(each.flops for each in found)
     total = passes + products
     partners = processes // 2 if problem.others is None else processes - 1
-    factors = sum(each.kept_bytes(problem.outputs) for each in found) * columns // processes
-    by_samples = Division("samples", processes, added + partners * factors, 1 / processes)
+    factors = sum(each.sent_bytes(problem.outputs) for each in found) * columns // processes
+    mine = problem.samples * columns // processes
+    if problem.others is None:  # half of the matrix, and the other triangle of the process's own block
+        mine = mine // 2 + problem.samples**2 // processes**2 // 2
+    blocks = 8 * (processes - 1) * mine * stride**2
+    by_samples = Division("samples", processes, blocks + partners * factors, 1 / processes)
     if not problem.trace or problem.outputs < processes:
         return by_samples
     largest = -(-problem.outputs // processes) / problem.outputs

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from lightning_conv.kernels.products.combinations import (
     cotangents_of_shape,
 )
 from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy, rounded_again
-from lightning_conv.kernels.reading.contracted_error import contracted_error, measured_count
+from lightning_conv.kernels.reading.contracted_error import combined, contracted_error, measured_count
 from lightning_conv.kernels.reading.coupling import require_repeatable
 from lightning_conv.kernels.reading.memory import reading_bytes
 from lightning_conv.kernels.reading.parameters import parameter_names
@@ -241,7 +242,9 @@ class Task:
         if not self.contracts:
             return error
         diagonal = matrix.diagonal() if self.others is None else None
-        found = contracted_error(
+        processes = None if self.couples else self._processes
+        measure = partial(
+            contracted_error,
             self.module,
             self.names,
             self.inputs,
@@ -249,6 +252,10 @@ class Task:
             count=None if self.couples else self._measured,
             diagonal=diagonal,
         )
+        if processes is None:
+            found = measure()
+        else:
+            found = combined(processes.gather(processes.together(lambda: measure(share=processes.share))))
         return found.relative(error, None if diagonal is None else float(diagonal.sum()))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,7 @@ class ContractedError:
     spread: float  # what |G|_F / |S|_F would be for combinations that do not cancel
     size: float  # |G|_F / |S|_F for the combinations themselves
     whole: float  # |S|_F of all samples
+    measured: float  # |S|_F of those that were measured, relative to the largest |s_i|
 
     def relative(self, error: float, trace: float | None) -> float:
         r"""Return an estimate of |dG|_F / |G|_F.
@@ -54,6 +55,22 @@ class ContractedError:
         if rounding == 0 or self.whole == 0:
             return error
         return max(error, rounding / size) if size else math.inf
+
+
+def combined(parts: Sequence[ContractedError]) -> ContractedError:
+    """Return what was measured on several sets of samples as if it had been measured on all of them.
+
+    The squares of the norms add up, as the samples are combined with independent factors of mean 0.
+
+    Args:
+        parts: Of the same samples; each was measured on some of them.
+    """
+    whole = math.hypot(*(each.measured for each in parts)) or 1.0
+    change, spread, size = (
+        math.hypot(*(getattr(each, name) * each.measured for each in parts)) / whole
+        for name in ("change", "spread", "size")
+    )
+    return ContractedError(change, spread, size, parts[0].whole, whole)
 
 
 def measured_count(samples: int, forward_bytes: int) -> int:
@@ -79,6 +96,7 @@ def contracted_error(
     count: int | None,
     diagonal: Tensor | None = None,
     compare: bool = True,
+    share: Callable[[int], slice] | None = None,
 ) -> ContractedError:
     """Measure the rounding of the rows of a contracted kernel (K = 1).
 
@@ -91,6 +109,7 @@ def contracted_error(
         combinations: one combination of the outputs per sample.
         count: number of samples to measure on; None: all of them together, where they couple.
         diagonal: that of the kernel; None: unknown, and the combinations are ordered by their norms instead.
+        share: which of the chosen samples are measured here, by their number, where several processes measure; None: all.
         compare: whether passes in the other precision are compared; they need a copy of the parameters.
 
     Cost: two gradients of these samples, and one in the other precision. All combinations are read once.
@@ -102,9 +121,14 @@ def contracted_error(
     chosen = torch.arange(len(sizes), device=sizes.device)
     if count is not None and count < len(sizes):
         chosen = chosen_samples(sizes if diagonal is None or not bool(diagonal.any()) else diagonal, count)
+    largest = float(sizes[chosen].max()) or 1.0
+    if share is not None and len(chosen) > 1:
+        chosen = chosen[share(len(chosen))]
+    if not len(chosen):
+        return ContractedError(0.0, 0.0, 0.0, float(sizes.norm()), 0.0)
     few = map_inputs(lambda each: each[chosen.to(each.device)], inputs)
     rows = _rows(combinations, chosen, like)
-    weights = sizes[chosen] / (float(sizes[chosen].max()) or 1.0)  # |s_i|, scaled to at most 1
+    weights = sizes[chosen] / largest  # |s_i|, scaled to at most 1
     # Independent factors a_i of mean 0 give E |sum a_i g_i|^2 = sum a_i^2 |g_i|^2, for G and for its rounding error alike. None is
     # small, since one sample may have most of the error; their sizes differ, since equal samples would cancel.
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +153,7 @@ def contracted_error(
     # that rounds to 1) need not in float64. So the bound is taken there, and the typical value where float64 was compared.
     if comparable:
         spread /= rows.shape[1] ** 0.5
-    return ContractedError(change, spread, size, float(sizes.norm()))
+    return ContractedError(change, spread, size, float(sizes.norm()), measured)
 
 
 def _rows(combinations: Combinations, chosen: Tensor, like: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from lightning_conv import ntk_gram
 from lightning_conv.callbacks import ExpressivityGuard, KernelStability, LambdaMin, Probe
 
 
@@ -67,3 +68,28 @@ def test_monitors_and_guard_agree_on_both_ranks(run_on_two_processes):
     phase, reason = found["guard"]
     assert phase == 1
     assert "too narrow" in reason
+
+
+def divided(make_trainer, make_regression):
+    """Measure with running statistics, which differ between the ranks before they are made alike, and all at once."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3))
+    probe = Probe(inputs=torch.rand(30, 8, generator=torch.Generator().manual_seed(3)), batch_norm="eval")
+    monitor = LambdaMin(probe, every_n_steps=4)
+    data = DataLoader(TensorDataset(torch.rand(64, 8), torch.rand(64, 3)), batch_size=8)
+    make_trainer([monitor], max_epochs=1).fit(make_regression(network, 0.05), data)
+    gram = ntk_gram(network.eval(), probe.inputs)
+    return {
+        name: float(value) for name, value in monitor._metrics.items() if name in ("kernel/trace", "kernel/lambda_max")
+    } | {
+        "true trace": float(gram.matrix.trace()),
+        "true lambda_max": float(torch.linalg.eigvalsh(gram.matrix)[-1]),
+    }
+
+
+def test_the_ranks_share_one_kernel(run_on_two_processes):
+    found, other = run_on_two_processes(divided)
+    assert {"kernel/trace", "kernel/lambda_max"} <= found.keys()
+    assert found["kernel/trace"] == other["kernel/trace"]
+    assert found["kernel/trace"] == pytest.approx(found["true trace"], rel=1e-5)  # of the first rank's statistics
+    assert found["kernel/lambda_max"] == pytest.approx(found["true lambda_max"], rel=1e-5)
