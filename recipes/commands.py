@@ -134,7 +134,8 @@ def check_configured(command: str, words: Sequence[str]) -> None:
         words: words of the command line after it.
 
     Raises:
-        UsageError: neither a configuration nor a model is named, or a model is trained without one and without an end.
+        UsageError: neither a configuration nor a model is named, or a model is trained without one and without an end, or a
+            model of the user's without data.
     """
     options = {word.partition("=")[0] for word in words if word.startswith("-")}
     if options & {*OPTIONS, "--print_config"} or any(option.endswith(".help") for option in options):
@@ -146,6 +147,23 @@ def check_configured(command: str, words: Sequence[str]) -> None:
         )
     if command in ("fit", "compare") and not options & {f"--trainer.{name}" for name in LENGTHS}:
         raise UsageError(f"--trainer.max_epochs: {command} without a configuration needs a number of epochs")
+    model = next(
+        (_value(words, number) for number, word in enumerate(words) if word.partition("=")[0] == "--model"), ""
+    )
+    if (
+        "." in model
+        and not model.startswith("lightning_conv.")
+        and not any(each.startswith("--data") for each in options)
+    ):
+        raise UsageError(
+            f"--data: {command} of {model} needs a data module, as in --data my_package.MyData; --data DigitsDataModule takes the digits"
+        )
+
+
+def _value(words: Sequence[str], number: int) -> str:
+    """Return the value of the option at this place of the command line."""
+    given = words[number].partition("=")[2]
+    return given or next(iter(words[number + 1 : number + 2]), "")
 
 
 def _lines(examples: Sequence[str]) -> str:

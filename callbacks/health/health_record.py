@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,7 @@ class HealthRecord:
         self.labels = LabelsOfRun() if audit_labels else None
         self.over_training = LayersOfRun()
         self._course = CourseOfRun(self.losses, self._start, self._parts.undecided)
+        self._past: dict[str, Finding] = {}  # the alerts so far, by name
 
     @property
     def undecided(self) -> dict[str, str]:
@@ -113,7 +115,9 @@ class HealthRecord:
             _add(found, self._update.finding())
         if losses.course is not None or losses.not_finite is not None:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
-        return in_order(found)
+        self._past |= {each.name: each for each in found if each.level == "alert"}
+        serious = {each.name for each in found if each.level in ("warning", "alert")}
+        return in_order([*found, *(_earlier(each) for name, each in self._past.items() if name not in serious)])
 
     def measure(
         self,
@@ -288,6 +292,7 @@ class HealthRecord:
             "set": self._set.state_dict(),
             "linear": self._linear.state_dict(),
             "over_training": self.over_training.state_dict(),
+            "past": [each.to_json() for each in self._past.values()],
         } | (self._units.state_dict() | self._course.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -309,11 +314,26 @@ class HealthRecord:
         if "linear" in state:
             self._linear.load_state_dict(state["linear"])
         self.over_training.load_state_dict(state.get("over_training", {}))
+        self._past = {each.name: each for each in map(Finding.from_json, state.get("past", ()))}
 
 
 def _add(findings: list[Finding], found: Finding | None) -> None:
     if found is not None:
         findings.append(found)
+
+
+def _earlier(alert: Finding) -> Finding:
+    """Return an alert that no longer holds as a notice: it may be the cause of what is found now."""
+    nothing = math.nan
+    return replace(
+        alert,
+        level="notice",
+        sentence=f"Earlier: {alert.sentence}",
+        value=nothing,
+        lower=nothing,
+        upper=nothing,
+        limit=nothing,
+    )
 
 
 def _is_input(losses: LossesSeen) -> bool:

@@ -92,9 +92,14 @@ class Choice:
         """What was chosen, what it costs, and how to ask for more."""
         kernel = KERNELS[self.outputs]
         of = f"{self.samples} of {self.whole} samples" if self.samples < self.whole else f"{self.samples} samples"
+        within = (
+            f"so that the first measurement stays within {self.budget:.2g} s"
+            if self.seconds <= self.budget
+            else f"the least there is, though the first measurement was to stay within {self.budget:.2g} s"
+        )
         return (
-            f"measured is {kernel} of {counted(self.n_outputs, 'output')} on {of}, in about {self.seconds:.2g} s each time, so that "
-            f'the first measurement stays within {self.budget:.2g} s; Probe(size={self.whole}, outputs="trace") asks for all of it, '
+            f"measured is {kernel} of {counted(self.n_outputs, 'output')} on {of}, in about {self.seconds:.2g} s each time, {within}; "
+            f'Probe(size={self.whole}, outputs="trace") asks for all of it, '
             "whatever it costs"
         )
 

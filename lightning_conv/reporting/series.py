@@ -152,6 +152,17 @@ class Series:
         series._steps, series._values = state["steps"].tolist(), state["values"].tolist()
         return series
 
+    def joined(self, other: Series) -> Series:
+        """Return the values of both series; at a step that both have, those of this one.
+
+        Args:
+            other: Values of the same quantity, such as those that a logger has left out as they had not changed.
+        """
+        mine = {*self._steps}
+        more = [each for each in zip(other._steps, other._values, strict=True) if each[0] not in mine]
+        both = [*zip(self._steps, self._values, strict=True), *more]
+        return Series(max(self.most, other.most)).extend(sorted(both, key=lambda each: each[0])) if more else self
+
     def to_json(self, most: int) -> dict[str, list[Any]]:
         """Return steps and values with ``DIGITS`` significant digits, at most so many; a missing one is None.
 

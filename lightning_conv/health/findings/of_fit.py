@@ -92,7 +92,7 @@ def finding_of_width(
         outputs. ``ok``: the width forces nothing. Fewer columns than samples are usual, and no more than ``ok``.
     """
     columns = width + bias
-    units = counted(width, "feature")
+    units, of_probe = counted(width, "feature"), f"the {counted(samples, 'sample')} of the probe"
     level: Level = "ok"
     advice = ""
     if floor is not None and floor > 0:
@@ -110,12 +110,9 @@ def finding_of_width(
             f"{counted(columns, 'dimension')}"
         )
     elif columns < samples:
-        says = (
-            f"The last layer has {units} for {counted(samples, 'sample')}: it alone cannot fit every choice of targets; only layers "
-            "before it could"
-        )
+        says = f"The last layer has {units} for {of_probe}: it alone cannot fit every choice of targets; only layers before it could"
     else:
-        says = f"The last layer has {units} for {counted(samples, 'sample')}, enough to fit any targets if they are independent"
+        says = f"The last layer has {units} for {of_probe}, enough to fit any targets of them if they are independent"
     value = math.nan if floor is None else floor
     return Finding(
         name="width",

@@ -12,13 +12,14 @@ from importlib.resources import files
 
 from lightning_conv.reporting.page.charts import Chart, charts_json, charts_of
 from lightning_conv.reporting.page.glossary import glossary
+from lightning_conv.reporting.page.html_elements import folded
 from lightning_conv.reporting.page.html_parts import (
     charts_html,
     criteria_html,
     facts_html,
-    folded,
     glossary_html,
     layers_html,
+    long_facts_html,
     measured_html,
     overview_html,
     seconds_html,
@@ -56,7 +57,9 @@ def run_page(run: RunRecord, *, no_figure: str = "") -> str:
         f'<p class="soft">{escape(no_figure)}</p>' if no_figure else status_html(run, salt="run"),
         _charts(charts, others),
         layers_html(run),
-        f"<h2>Criteria</h2>{criteria_html(run.criteria)}" if run.criteria else "",
+        f"<h2>Criteria</h2>{long_facts_html(run)}{criteria_html(run.criteria)}"
+        if run.criteria
+        else long_facts_html(run),
         f"<h2>Labels</h2><pre>{escape(run.labels)}</pre>" if run.labels else "",
         seconds_html(run),
         "<h2>Details</h2>",
@@ -88,6 +91,7 @@ def compare_page(runs: Sequence[RunRecord]) -> str:
                     words_html(run),
                     status_html(run, salt=f"run{number}"),
                     layers_html(run),
+                    long_facts_html(run),
                     criteria_html(run.criteria),
                     seconds_html(run),
                     settings_html(run),

@@ -34,7 +34,7 @@ def words_html(run: RunRecord) -> str:
     items = []
     for each in in_order(run.findings):
         advice = f'<span class="advice">{marked(each.advice, seen)}</span>' if each.advice else ""
-        items.append(item_html(each.level, f"{marked(each.sentence, seen)}{advice}", each.level))
+        items.append(item_html(each.level, f"{marked(each.sentence, seen)}{_at(each.step, run)}{advice}", each.level))
     for reason, names in run.not_judged.items():
         if names:
             items.append(item_html("open", marked(not_judged(reason, names), seen)))
@@ -42,21 +42,38 @@ def words_html(run: RunRecord) -> str:
     return f'<ul class="words">{"".join(items) or item_html("open", NOTHING)}</ul>'
 
 
+def _at(step: int | None, run: RunRecord) -> str:
+    """Return the step of a finding, where it is not that of the end of the run."""
+    return (
+        "" if step is None or step == run.facts.get("optimizer steps") else f' <span class="soft">(step {step})</span>'
+    )
+
+
 def facts_html(run: RunRecord) -> str:
-    """Return what is known of the run in one line, and what failed below it.
+    """Return what is known of the run in one line.
 
     Args:
         run: The run.
     """
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(run.criteria).items())
-    facts = {str(name): str(value) for name, value in run.facts.items()} | ({"verdicts": counts} if counts else {})
-    brief = [f"{escape(name)}: <b>{short_html(value)}</b>" for name, value in facts.items() if len(value) <= BRIEF]
-    rest = [
-        f'<p class="facts">{escape(name)}: {short_html(value)}</p>'
-        for name, value in facts.items()
-        if len(value) > BRIEF
+    brief = [
+        f"{escape(name)}: <b>{short_html(value)}</b>" for name, value in _facts(run).items() if len(value) <= BRIEF
     ]
-    return f'<p class="facts">{" · ".join(brief)}</p>{"".join(rest)}'
+    return f'<p class="facts">{" · ".join(brief)}</p>'
+
+
+def long_facts_html(run: RunRecord) -> str:
+    """Return what takes more than a few words, such as the hypotheses of theorems that do not hold.
+
+    Args:
+        run: The run.
+    """
+    rest = {name: value for name, value in _facts(run).items() if len(value) > BRIEF}
+    return "".join(f'<p class="facts">{escape(name)}: {short_html(value)}</p>' for name, value in rest.items())
+
+
+def _facts(run: RunRecord) -> dict[str, str]:
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdict_counts(run.criteria).items())
+    return {str(name): str(value) for name, value in run.facts.items()} | ({"verdicts": counts} if counts else {})
 
 
 def run_figure(run: RunRecord, optimizer: str = "") -> Figure:
@@ -211,10 +228,10 @@ def overview_html(runs: Sequence[RunRecord]) -> str:
         runs: The runs.
     """
     facts = list(dict.fromkeys(name for run in runs for name in run.facts))
-    rows = [["<b>health</b>", *(_level(run) for run in runs)]]
+    rows = [["<b>health</b>", *(f"{_level(run)} {_foremost(run)}" for run in runs)]]
     rows += [[f"<b>{short_html(name)}</b>", *(short_html(run.facts.get(name, "")) for run in runs)] for name in facts]
     values = sorted({name for run in runs for name, value in run.metrics.items() if math.isfinite(value)})
-    rows += [
+    last = [
         [f"<code>{escape(name)}</code>", *(number_html(run.metrics.get(name, math.nan)) for run in runs)]
         for name in values
     ]
@@ -229,6 +246,8 @@ def overview_html(runs: Sequence[RunRecord]) -> str:
     ]
     columns = ("", *(run.name for run in runs))
     parts = [table_html(columns, rows)]
+    if last:
+        parts.append(folded(f"Last values ({len(last)})", table_html(columns, last)))
     if others:
         parts.append(f"<h2>Settings that differ</h2>{table_html(columns, others)}")
     if verdicts := _verdict_rows(runs):
@@ -255,6 +274,11 @@ def glossary_html() -> str:
     """Return the glossary, folded."""
     items = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in glossary().items())
     return folded("Glossary", f'<dl class="terms">{items}</dl>')
+
+
+def _foremost(run: RunRecord) -> str:
+    """Return the most severe findings of a run that are more than ok."""
+    return "<br>".join(escape(each.sentence) for each in in_order(run.findings)[:2] if each.level != "ok")
 
 
 def _level(run: RunRecord) -> str:

@@ -86,7 +86,8 @@ LAMBDA_MIN = Panel(
             "loss_kernel/lambda_min_upper",
         ),
     ),
-    "The smallest eigenvalue of the kernel on the probe, with its bounds: above 0 the gradient vanishes only where the loss does.",
+    "The smallest eigenvalue of the kernel on the probe, with its bounds: a bar that reaches down to 0 leaves it open. Above 0 the "
+    "full kernel lets the gradient vanish only where the loss does; a kernel that is summed over the outputs says less.",
     "Not measured: LambdaMin measures it.",
     "log",
 )
@@ -107,7 +108,7 @@ ALIGNMENT = Panel(
         Line("kernel/alignment", "alignment with the first kernel"),
         Line("loss_kernel/alignment", "of the loss gradients"),
     ),
-    "1: the kernel has the shape that it had at the start; it falls where the network learns features.",
+    "1: after centring the kernel has the shape that it had at the start; it falls where the network learns features.",
     "Not measured: KernelStability measures it.",
     "linear",
 )
@@ -134,18 +135,20 @@ PANELS: tuple[Panel, ...] = (
     Panel(
         "Largest eigenvalue and trace",
         (Line("kernel/lambda_max", "lambda_max"), Line("kernel/trace", "trace")),
-        "The largest eigenvalue of the kernel, which limits the step, and the sum of all of them.",
+        "The largest eigenvalue of the kernel, and the sum of all of them. The largest limits the step of plain SGD on a squared loss "
+        "only; for all others the stability ratio does.",
     ),
     Panel(
         "PL ratio",
         (Line("theory/pl_ratio", "|grad f|^2 / f"), Line("theory/pl_infimum", "its infimum so far")),
-        "If it stays above a constant, gradient descent converges at a linear rate.",
+        "The squared gradient over the loss. If it stays above a constant, gradient descent converges at a linear rate; where it falls "
+        "towards 0 while the loss does not, progress stalls. Its size depends on the scale of the loss.",
         scale="log",
     ),
     Panel(
         "Path of the weights",
         (Line("theory/distance", "distance from the start"), Line("theory/path_length", "length of the path")),
-        "How far the weights have moved.",
+        "How far the weights are from their start, and how long their way was; close together: they moved straight ahead.",
     ),
     Panel(
         "Error and its prediction",

@@ -69,7 +69,8 @@ class RunRecord:
         Args:
             text: The file.
             name: What the run is called.
-            series: Values by step, by tag, as the logger has them; they stand before those of the file.
+            series: Values by step, by tag, as the logger has them; they stand before those of the file, which has those that did not
+                change, too.
             missing: What else is not known.
 
         Raises:
@@ -87,8 +88,7 @@ class RunRecord:
                 criteria=[_criterion(each) for each in content["criteria"]],
                 metrics={tag: _number(value) for tag, value in _mapping(content["metrics"]).items()},
                 steps={tag: int(step) for tag, step in _mapping(content.get("steps", {})).items()},
-                series={tag: Series.from_json(each) for tag, each in _mapping(content.get("series", {})).items()}
-                | dict(series),
+                series=_joined(series, _mapping(content.get("series", {}))),
                 shares={
                     of: {layer: _number(share) for layer, share in each.items()}
                     for of, each in _mapping(content.get("shares", {})).items()
@@ -102,6 +102,12 @@ class RunRecord:
             raise ValueError(
                 f"its content is not that of ConvergenceReport ({type(error).__name__}: {error})"
             ) from error
+
+
+def _joined(series: Mapping[str, Series], kept: Mapping[str, Any]) -> dict[str, Series]:
+    """Return the series of a logger with what those of the file have beside them."""
+    known = {tag: Series.from_json(each) for tag, each in kept.items()}
+    return known | {tag: each.joined(known[tag]) if tag in known else each for tag, each in series.items()}
 
 
 def _mapping(content: Any) -> dict[str, Any]:

@@ -98,5 +98,6 @@ def test_ranks_that_cannot_be_are_refused():
 def test_a_last_layer_that_is_too_narrow_says_nothing_of_layers_that_may_not_be_there():
     found = finding_of_width(32, 64, 2)
     assert found.sentence == (
-        "The last layer has 32 features for 64 samples: it alone cannot fit every choice of targets; only layers before it could."
+        "The last layer has 32 features for the 64 samples of the probe: it alone cannot fit every choice of targets; only layers before "
+        "it could."
     )
