@@ -12,6 +12,8 @@ __all__ = [
     "OuterRule",
     "Outputs",
     "Precision",
+    "Processes",
+    "ProcessesError",
     "ntk_gram",
     "plan_ntk",
     "register_rule",
@@ -23,5 +25,6 @@ if TYPE_CHECKING:
     from lightning_conv.kernels.plan import NTKPlan, plan_ntk
     from lightning_conv.kernels.products.precision import Precision
     from lightning_conv.kernels.rules import LayerRule, OuterRule, register_rule
+    from lightning_conv.machine.processes import Processes, ProcessesError
 else:
     __getattr__, __dir__ = lazy(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -49,7 +49,7 @@ class Processes:
             raise RuntimeError("Processes: torch.distributed has no process group; call init_process_group first")
         self._wait = timedelta(seconds=timeout)
         # Also beside nccl: it says in time who is missing, and waits on the processor's side.
-        self._group = dist.new_group(backend="gloo", timeout=self._wait)
+        self._group: Any = dist.new_group(backend="gloo", timeout=self._wait)
         self.rank: int = dist.get_rank()
         self.world: int = dist.get_world_size()
         self.sent = 0

@@ -208,10 +208,11 @@ class SamplesDivided(Engine):
 
         processes.together(run)
         found = processes.gather((gammas, sizes, others))
-        count = max(len(one[0]) for one in found)
-        totals = [{k: sum(one[which].get(k, 0.0) for one in found) for k in range(count)} for which in (1, 2)]
-        largest = [max(one[0][k] for one in found if one[0]) for k in range(count)]
-        self._bound(largest, totals[0], totals[0] if self.symmetric else totals[1])
+        numbers = range(max(len(own) for own, _, _ in found))
+        of_rows = {k: sum(own.get(k, 0.0) for _, own, _ in found) for k in numbers}
+        of_columns = {k: sum(own.get(k, 0.0) for _, _, own in found) for k in numbers}
+        largest = [max(own[k] for own, _, _ in found if own) for k in numbers]
+        self._bound(largest, of_rows, of_rows if self.symmetric else of_columns)
 
     def _collect_parts(self) -> None:
         processes = self._processes
@@ -220,7 +221,7 @@ class SamplesDivided(Engine):
             mine = [matrix[a:b, c:d].flatten() for a, b, c, d in self._filled]
             found = processes.gather_numbers(torch.cat(mine) if mine else matrix.new_empty(0))
             for rank, (blocks_of_one, numbers) in enumerate(zip(filled, found, strict=True)):
-                parts = iter(numbers.split([(b - a) * (d - c) for a, b, c, d in blocks_of_one]))
+                parts = iter(torch.split(numbers, [(b - a) * (d - c) for a, b, c, d in blocks_of_one]))
                 for a, b, c, d in blocks_of_one if rank != processes.rank else ():
                     matrix[a:b, c:d] = next(parts).view(b - a, d - c)
         traces = processes.gather(self.layer_traces)

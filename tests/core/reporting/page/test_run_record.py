@@ -57,7 +57,9 @@ def test_what_the_logger_has_stands_before_what_the_file_has():
     (first, *later) = zip(kept.series["loss"].steps, kept.series["loss"].values, strict=True)
     newer = Series().extend([(first[0], 5.0)])
     again = RunRecord.from_json(kept.to_json(), name="x", series={"loss": newer})
-    assert again.series["loss"].steps == kept.series["loss"].steps  # also those that had not changed and were not logged
+    assert (
+        again.series["loss"].steps == kept.series["loss"].steps
+    )  # also those that had not changed and were not logged
     assert again.series["loss"].values == pytest.approx([5.0, *(value for _, value in later)], nan_ok=True, rel=1e-5)
     assert "kernel/lambda_min" in again.series
 
