@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_conv.kernels.engine.per_sample_jacobian import jacobian_rows
 from lightning_conv.kernels.planning.request import EngineName
 from lightning_conv.kernels.products.combinations import Cotangents
-from lightning_conv.kernels.reading.anatomy import Anatomy
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy
 from lightning_conv.kernels.reading.coupling import require_own_outputs
 from lightning_conv.kernels.reading.parameters import parameter_names
 from lightning_conv.kernels.reading.reach import with_late_parameters
@@ -29,7 +29,6 @@ from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.sketches.choice import block_names, routes_of
 from lightning_conv.sketches.layout import Layout
 from lightning_conv.sketches.projections import sign_matrix
-from lightning_conv.sketches.routes import Route
 from lightning_conv.sketches.sides import Sides
 
 AT_ONCE = 256 * 2**20
@@ -132,7 +131,9 @@ class Sketcher:
         alone = len(result) == 1 and result.numel() == self.anatomy.outputs
         self._outputs = tuple(result.shape[1:]) if alone else (self.anatomy.outputs,)
         self._sides = [Sides.draw(block, seed, layout.groups, self._like) for block in layout.blocks]
-        self._routes: list[Route] = []
+        calls = self._forward(take(converted, slice(READ_SAMPLES)))[1]
+        self._routes = routes_of(self.anatomy, layout.blocks, self._shapes, calls)
+        self._rows = self._rows_at_once()
 
     def sketch(self, inputs: Inputs, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute the sketches of a batch.
@@ -152,29 +153,26 @@ class Sketcher:
         """
         require_float_inputs(inputs)
         inputs = self.module.convert(inputs)
-        unused = self.anatomy.unused
         # A parameter that no earlier sample reached may be reached now.
         allowed = allowed_memory(None, self.module.device)
         self.anatomy = with_late_parameters(self.anatomy, self.module, [inputs], allowed)
-        if unused != self.anatomy.unused:
-            self._routes = []
         parts = [
             self._block(take(inputs, rows), None if targets is None else targets[rows])
-            for rows in blocks(sample_count(inputs), self._rows_at_once())
+            for rows in blocks(sample_count(inputs), self._rows)
         ]
         return torch.cat([each for each, _ in parts]), torch.cat([each for _, each in parts])
 
     def _rows_at_once(self) -> int:
+        """Return how many samples are taken at once, from what is known before the first one: a resumed run has to find the same."""
         anatomy, width = self.anatomy, self._like.element_size()
-        numbers = 2 * anatomy.gradient_numel + 2 * sum(anatomy.general_sizes.values()) + 3 * self.layout.size
+        formed = sum(self._shapes[name].numel() for name in (*anatomy.general, *anatomy.unused))
+        numbers = 2 * anatomy.gradient_numel + 2 * formed + 3 * self.layout.size
         numbers += sum(route.numel() for route in self._routes)
         return max(1, AT_ONCE // max(1, 2 * anatomy.forward_bytes + width * numbers))
 
     def _block(self, inputs: Inputs, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         samples, layout = sample_count(inputs), self.layout
         outputs, calls = self._forward(inputs)
-        if not self._routes:
-            self._routes = routes_of(self.anatomy, layout.blocks, self._shapes, calls)
         whole = self._like.new_zeros(samples, layout.size)
         shift = torch.zeros(samples, dtype=torch.float64, device=whole.device)
         if self.loss_fn is not None:

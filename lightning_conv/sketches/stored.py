@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias, get_args
+from typing import NoReturn, get_args
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from lightning_conv.arguments import described, require_option, require_type, require_whole
+from lightning_conv.arguments import require_option, require_type, require_whole
 from lightning_conv.linalg.estimates import Estimate
-from lightning_conv.machine.memory import blocks, memory_budget
+from lightning_conv.machine.memory import blocks
 from lightning_conv.sketches.comparison import Products, alignment_of, drift_of, products_of
 from lightning_conv.sketches.estimates import SketchedKernel, Sketches, decoded, kernel_estimate, refuse_lambda_min
 from lightning_conv.sketches.folder import PART, RECORD, Checkpoint, require_name
 from lightning_conv.sketches.neighbours import Neighbours, Order, nearest_of
+from lightning_conv.sketches.selection import Numbers, chosen_samples, require_room
 from lightning_conv.sketches.settings import Settings
 
 READ = 2**22
 """Numbers of the sketches that are read at once."""
-
-Numbers: TypeAlias = Sequence[int] | Tensor | slice | None
-"""Numbers of samples in the order of the loader; None: all of them."""
 
 
 class StoredSketches:
@@ -116,7 +112,7 @@ class StoredSketches:
         """
         left = self._sketches(rows, name, "rows", max_memory)
         right = left if columns is None else self._sketches(columns, name, "columns", max_memory)
-        memory_budget(max_memory, torch.device("cpu"), 8 * len(left) * len(right))
+        require_room(32 * len(left) * len(right), max_memory)
         matrix, error = kernel_estimate(self.settings.layout, left.values, right.values)
         u, v = left.rounding, right.rounding
         return SketchedKernel(matrix, error, self.settings.layout.groups, u + v + u * v)
@@ -224,30 +220,5 @@ class StoredSketches:
         if name is None:
             raise ValueError(f"name: None; need that of the checkpoint whose samples are meant by {argument}")
         count = len(chosen_samples(given, self.checkpoint(name).samples))
-        memory_budget(max_memory, torch.device("cpu"), 8 * count * self.size)
+        require_room(8 * count * self.size, max_memory)
         return self.sketches(name, given)
-
-
-def chosen_samples(samples: Numbers, count: int) -> np.ndarray[Any, Any]:
-    """Return the numbers of the samples that are meant.
-
-    Args:
-        samples: numbers or a slice; None: all.
-        count: how many there are.
-
-    Raises:
-        ValueError: a number is outside of 0 to ``count`` - 1, or there is none.
-    """
-    if samples is None or isinstance(samples, slice):
-        chosen = np.arange(count)[samples or slice(None)]
-    else:
-        chosen = np.asarray(samples.cpu() if isinstance(samples, Tensor) else list(samples))
-    if (
-        chosen.ndim != 1
-        or len(chosen) == 0
-        or chosen.dtype.kind not in "iu"
-        or chosen.min() < 0
-        or chosen.max() >= count
-    ):
-        raise ValueError(f"samples: {described(samples)}; need numbers from 0 to {count - 1}, at least one")
-    return chosen

@@ -67,6 +67,27 @@ def test_sketches_are_the_projections_of_the_gradients(case, tmp_path):
             assert float((found - truth).norm()) <= 1e-10 * float(truth.norm())
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        "expert that only later samples reach",
+        "expert that is dropped for the first samples",
+        "transformer",
+        "embedding",
+    ],
+)
+def test_blocks_of_a_loader_are_sketched_like_one_batch(case, tmp_path, monkeypatch):
+    model, batch, gradients = case_of(case)
+    store = SketchStore.create(tmp_path / "a", model, like=batch, loss_fn=weighted, size=48, groups=4, dtype="float32")
+    truth = projected(model, gradients, store)
+    first, rest = (tuple(each[rows] for each in batch) for rows in (slice(0, 4), slice(4, None)))
+    for name, at_once in (("one by one", 1), ("together", 2**28)):
+        monkeypatch.setattr("lightning_conv.sketches.sketcher.AT_ONCE", at_once)
+        store.add(model, [first, rest], name=name.replace(" ", "_"))
+        found = store.sketches(name.replace(" ", "_")).values
+        assert float((found - truth).norm()) <= 1e-6 * float(truth.norm())
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_without_projections_the_kernel_is_exact(case, tmp_path):
     model, batch, gradients = case_of(case)

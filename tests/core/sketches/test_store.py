@@ -78,6 +78,7 @@ def test_a_killed_run_is_continued_and_equals_one_that_was_not_to_the_last_bit(t
 @pytest.mark.parametrize("stops", [1, 2, 5])
 def test_a_run_that_failed_is_continued(tmp_path, stops, monkeypatch):
     monkeypatch.setattr("lightning_conv.sketches.collecting.PAUSE", 0.0)
+    monkeypatch.setattr("lightning_conv.sketches.sketcher.AT_ONCE", 2**15)  # less than a batch
 
     def failing():
         for number, batch in enumerate(loader()):
