@@ -42,7 +42,7 @@ class Setting:
     """Sizes of the networks and of their training sets; ``traced``: samples that traker gets, since it is slow on a CPU."""
 
     widths: tuple[int, ...] = (784, 512, 512, 10)
-    images: int = 2048
+    images: int = 8192
     batch: int = 128
     layers: int = 4
     width: int = 128
@@ -213,7 +213,7 @@ def own(case: Case, row: Row, truth: Tensor, options: dict[str, Any], folder: Pa
 def measure(case: Case, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Measure all ways in turn, in rounds of which the first one warms up."""
     truth, linear = exact(case), exact(case, peers.covered(case.model))
-    choices = [{}, {"groups": 64}, {"size": 4096}]
+    choices = [{}, {"groups": 4}, {"size": 4096}]
     rows = [Row("one forward and backward pass", case.samples)]
     rows += [Row("SketchStore" + "".join(f", {k}={v}" for k, v in each.items()), case.samples) for each in choices]
     there = peers.available()

@@ -62,10 +62,10 @@ def relative_variance(rows: int, columns: int, kept_rows: int, kept_columns: int
         kept_columns: q; likewise.
 
     Example:
-        >>> relative_variance(100, 100, 10, 10)
-        0.44
-        >>> relative_variance(10, 100, 10, 10)
-        0.2
+        >>> relative_variance(100, 100, 8, 8)
+        0.5625
+        >>> relative_variance(8, 100, 8, 8)
+        0.25
     """
     left = 0.0 if kept_rows >= rows else 2 / kept_rows
     right = 0.0 if kept_columns >= columns else 2 / kept_columns

@@ -81,7 +81,7 @@ class SketchStore(StoredSketches):
                 an estimate of the trace kernel ``ntk_gram(..., outputs="trace")``.
             size: numbers of the sketch of one layer, all groups together. A layer with fewer parameters is stored as it is.
             groups: number G of independent pairs of projections. With a given ``size`` more groups are more accurate and take
-                more time: the variance of a layer falls as 1 / sqrt(size G), the flops of its projections grow likewise.
+                more time: the bound of the variance of a layer falls as 1 / sqrt(size G), the flops of its projections grow likewise.
             dtype: ``"float16"`` or ``"float32"``. Each sketch is scaled by a power of two, so neither large nor small gradients are lost.
             parameters: names or shell patterns, see ``ntk_gram``; None: all with ``requires_grad``.
             seed: of the projections.
@@ -98,12 +98,13 @@ class SketchStore(StoredSketches):
 
         Example:
             >>> import tempfile
+            >>> import torch
             >>> model, batch = nn.Linear(3, 2), (torch.eye(3), torch.tensor([0, 1, 0]))
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     store = SketchStore.create(folder, model, like=batch, loss_fn=nn.CrossEntropyLoss())
-            ...     store.add(model, [batch], name="start")
-            ...     store.kernel(name="start").matrix.shape
-            torch.Size([3, 3])
+            ...     found = store.add(model, [batch], name="start")
+            ...     print(found.samples, store.kernel(name="start").matrix.shape)
+            3 torch.Size([3, 3])
         """
         require_settings(size, groups, dtype, seed)
         if loss_fn is not None:
