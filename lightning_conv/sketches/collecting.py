@@ -12,9 +12,9 @@ from lightning_conv.kernels.planning.request import EngineName
 from lightning_conv.reporting.progress import Report, progress_bar
 from lightning_conv.sketches.batches import Split, split_batch
 from lightning_conv.sketches.digests import digest_of_batch
-from lightning_conv.sketches.folder import Writer
 from lightning_conv.sketches.settings import Settings
 from lightning_conv.sketches.sketcher import Sketcher, evaluated
+from lightning_conv.sketches.writer import Writer
 
 PAUSE = 2.0
 """Seconds of work after which the journal of a checkpoint is written."""

@@ -179,9 +179,8 @@ class Sketcher:
             assert targets is not None
             shaped = outputs.detach().reshape(samples, *self._outputs)
             slopes = sample_gradients(self.loss_fn, shaped, targets).reshape(samples, -1)
-            combined = Cotangents(
-                slopes, self.module.device
-            )  # scaled, so that tiny ones are not lost in the backward pass
+            # Scaled, so that tiny ones are not lost in the backward pass.
+            combined = Cotangents(slopes, self.module.device)
             assert combined.scales is not None
             shift = torch.frexp(combined.scales).exponent.to(torch.float64) - 1
             cotangent = combined.taken(slice(0, 1), slice(0, samples), self._like)[0]

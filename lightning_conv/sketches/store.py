@@ -18,10 +18,11 @@ from lightning_conv.sketches.batches import Split, split_batch
 from lightning_conv.sketches.collecting import collect
 from lightning_conv.sketches.digests import digest_of_weights
 from lightning_conv.sketches.estimates import Sketches, decoded
-from lightning_conv.sketches.folder import META, Checkpoint, Writer, require_name
+from lightning_conv.sketches.folder import META, Checkpoint, require_name
 from lightning_conv.sketches.settings import Settings, Stored, require_settings
 from lightning_conv.sketches.sketcher import Sketcher, blocks_of, evaluated
 from lightning_conv.sketches.stored import StoredSketches
+from lightning_conv.sketches.writer import Writer
 
 
 class SketchStore(StoredSketches):
@@ -171,8 +172,8 @@ class SketchStore(StoredSketches):
             The checkpoint.
 
         Raises:
-            ValueError: the parameters are not those of the store; a checkpoint of this name has other weights; the loader yields
-                nothing, or not the batches of the interrupted call; an input or a gradient is not finite; samples couple.
+            ValueError: the parameters are not those of the store; a checkpoint of this name has other weights, or another process
+                writes it; the loader yields nothing, or not the batches of the interrupted call; an input or a gradient is not finite; samples couple.
             TypeError: a batch has another form.
 
         Cost: for each batch one forward and one backward pass (without ``loss_fn`` one backward for each group), and the projections:
@@ -189,6 +190,8 @@ class SketchStore(StoredSketches):
                     f"name: {name!r} is complete, with other weights; take another name, or remove {place}"
                 )
             return found
+        if place.exists():
+            raise ValueError(f"name: {name!r}: {place} is there and is no checkpoint; take another name, or remove it")
         writer = Writer(place, self.size, self.settings.kind, self.settings.identity, weights)
         try:
             collect(

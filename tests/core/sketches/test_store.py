@@ -124,6 +124,22 @@ def test_the_batches_do_not_change_the_sketches(tmp_path):
     torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-6 * float(large.abs().max()))
 
 
+def test_two_writers_of_one_checkpoint_do_not_mix(tmp_path):
+    store = create(tmp_path / "a")
+
+    def batches():
+        """A loader in whose midst another call, as of another rank, begins the same checkpoint."""
+        for number, batch in enumerate(loader()):
+            if number == 2:
+                with pytest.raises(ValueError, match="name: 'a' is being written by another process; let one rank"):
+                    create(tmp_path / "a").add(network(), loader(), name="a")
+            yield batch
+
+    store.add(network(), batches(), name="a")
+    create(tmp_path / "b").add(network(), loader(), name="a")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
 def test_a_complete_checkpoint_is_returned_and_not_computed_again(tmp_path):
     store = create(tmp_path / "a")
     first = store.add(network(), loader(), name="a")
@@ -257,6 +273,7 @@ def test_other_uses_that_make_no_sense_are_refused(tmp_path):
     store.add(network(), loader(count=10), name="b")
     other = create(tmp_path / "b", seed=1)
     queries = other.sketch(network(), data(4))
+    (tmp_path / "a" / "notes").mkdir()
     for action, error, says in (
         (lambda: store.lambda_min(), ValueError, "lambda_min: not estimated from sketches"),
         (lambda: store.kernel(name="a").lambda_min, ValueError, "lambda_min: not estimated from sketches"),
@@ -272,6 +289,7 @@ def test_other_uses_that_make_no_sense_are_refused(tmp_path):
         (lambda: store.drift("a", "b"), ValueError, "reference: 'b' and 'a' are of different samples"),
         (lambda: store.add(network(), loader(), name="../a"), ValueError, "name: '../a'; need letters"),
         (lambda: store.add(network(), [], name="c"), ValueError, "loader: yields no batch"),
+        (lambda: store.add(network(), loader(), name="notes"), ValueError, "name: 'notes': .* is no checkpoint"),
         (lambda: store.add(nn.Linear(2, 2), loader(), name="c"), ValueError, "model: '0.weight' is missing"),
         (lambda: store.add(network(), loader(), name="c", engine="fast"), ValueError, "engine: 'fast'"),
         (lambda: SketchStore.open(tmp_path / "a").add(network(), loader(), name="c"), ValueError, "loss_fn: None"),
