@@ -173,7 +173,8 @@ class SketchStore(StoredSketches):
 
         Raises:
             ValueError: the parameters are not those of the store; a checkpoint of this name has other weights, or another process
-                writes it; the loader yields nothing, or not the batches of the interrupted call; an input or a gradient is not finite; samples couple.
+                writes it; the loader yields nothing, or not the batches of the interrupted call; an input or a gradient is not
+                finite; samples couple.
             TypeError: a batch has another form.
 
         Cost: for each batch one forward and one backward pass (without ``loss_fn`` one backward for each group), and the projections:
