@@ -30,6 +30,8 @@ __all__ = [
     "PowerSchedule",
     "RankCertificate",
     "RitzBounds",
+    "SketchStore",
+    "SketchedKernel",
     "Spectrum",
     "SubsetBound",
     "batch_curvature",
@@ -121,5 +123,6 @@ if TYPE_CHECKING:
     from lightning_conv.linalg.spectrum import Bounded, Spectrum
     from lightning_conv.networks.head import Head, find_head
     from lightning_conv.networks.hidden_features import last_hidden_features
+    from lightning_conv.sketches import SketchedKernel, SketchStore
 else:
     __getattr__, __dir__ = lazy(__name__)

@@ -1,4 +1,4 @@
-"""Code blocks of the first run, the how-to pages and the concepts run, and print what they say; that about devices as a script."""
+"""Code blocks of the first run, how-to pages, concepts and sketches run, and print what they say; that about devices as a script."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from lightning_conv.callbacks.criteria import tracker
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 HOW_TO = [DOCS / "first_run.md", *sorted((DOCS / "how_to").glob("*.md"))]
 CONCEPTS = [page for page in sorted((DOCS / "concepts").glob("*.md")) if "```python" in page.read_text()]
-PAGES = [*HOW_TO, *CONCEPTS]
+PAGES = [*HOW_TO, *CONCEPTS, DOCS / "sketches.md"]
 SCRIPTS = {"ddp.md"}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTED = "# > "

@@ -28,6 +28,7 @@ LAZY = [
     "lightning_conv.losses",
     "lightning_conv.metrics",
     "lightning_conv.recipes",
+    "lightning_conv.sketches",
     "lightning_conv.theory",
     "lightning_conv.theory.networks",
 ]

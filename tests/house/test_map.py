@@ -2,7 +2,7 @@
 
 import re
 
-QUESTIONS = ("computed", "logged", "layer rule", "criterion", "laboratory", "recipe", "health")
+QUESTIONS = ("computed", "logged", "layer rule", "criterion", "laboratory", "recipe", "health", "sketches")
 
 
 def _map(house) -> str:

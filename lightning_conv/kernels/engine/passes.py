@@ -16,7 +16,8 @@ from lightning_conv.kernels.engine.samples import Samples, mirror, scale
 from lightning_conv.kernels.planning.passes import Pass
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.combinations import Combinations
-from lightning_conv.kernels.reading.recording import LayerCall, Recorder, layer_gradients, record, signature_of
+from lightning_conv.kernels.reading.recording import LayerCall, layer_gradients, record
+from lightning_conv.kernels.reading.same_uses import require_same_uses
 from lightning_conv.linalg.rounding import gamma
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.inputs import take
@@ -51,10 +52,6 @@ class Engine:
         anatomy = self.anatomy
         # All parameters that were tracked when the network was read, so that the same calls are recorded.
         self._tracked = {name: self.module.parameters[name] for name in anatomy.tracked}
-        self._ruled = {name for site in anatomy.sites for name in site.names}
-        used = {use.call for site in anatomy.sites for use in site.uses}
-        # Calls with parameters that have a rule, on which the outputs did not depend.
-        self._idle = [k for k, names in enumerate(anatomy.signature) if k not in used and self._ruled & set(names)]
         self._additions = 0
         self._size = 0.0  # sum over the factors of |m||m'|
 
@@ -164,7 +161,7 @@ class Engine:
             there = slice(block.start + tile.start, block.start + tile.stop)
             report(tile.start / count)
             outputs, recorder = record(self.module, self.anatomy.arranged(take(side.inputs, there)), self._tracked)
-            self._require_same_uses(outputs, recorder)
+            require_same_uses(self.anatomy, outputs, recorder)
             for _, collector in collectors:
                 collector.add_inputs(tile, recorder.calls)
             for start in range(first, last, self.plan.outputs_at_once):
@@ -209,27 +206,6 @@ class Engine:
                 piece = found if self.trace else found.transpose(0, 1).contiguous()
                 factors.append((one.layer, RowsFactor([piece], trace=self.trace)))
         return factors
-
-    def _require_same_uses(self, outputs: Tensor, recorder: Recorder) -> None:
-        """Refuse a batch that uses parameters with a rule in another way than the samples that were read.
-
-        Raises:
-            ValueError: the batch calls other layers, or a parameter with a rule has a use that no rule covers.
-        """
-        calls = recorder.calls
-        hint = "its control flow depends on the data; use engine='jacobian', which goes sample by sample"
-        if signature_of(calls) != self.anatomy.signature:
-            raise ValueError(
-                f"model: called {len(calls)} layers on one batch and {len(self.anatomy.signature)} on another, or different ones; {hint}"
-            )
-        late = recorder.elsewhere & self._ruled
-        idle = layer_gradients(outputs, torch.ones_like(outputs), [calls[index] for index in self._idle], keep=True)
-        for index, gradient in zip(self._idle, idle, strict=True):
-            late |= set() if gradient is None else self._ruled & set(calls[index].names.values())
-        if late:
-            raise ValueError(
-                f"model: {', '.join(sorted(late))} had fewer uses on the first samples than on others, since {hint}"
-            )
 
 
 def _steps(rows: int, columns: int | None) -> int:
