@@ -27,6 +27,7 @@ class ConvergenceHealth(HealthHooks):
     - ``stability``: the curvature of the run's loss on the probe over the limit of the optimizer's steps, for torch's SGD, Adam, AdamW,
       NAdam, RMSprop and Adagrad. A ratio above 1 is usual; it is named as the cause where the loss has risen. For any other optimizer
       it rests on the loss along the next update, or where the optimizer is not torch's along the run's own step after a measurement
+    - ``progress``: the training loss has not fallen since the start by more than it scatters
     - ``loss_rise``: the loss has risen though the steps are not too long, or with Adam and its kin stays above its start
     - ``loss_floor``, ``training_floor``: the loss that equal inputs with unequal targets force on the probe, and on the training set
     - ``frozen_trunk``: the least loss that the last layer can reach, where it alone is trained

@@ -28,6 +28,7 @@ from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding, in_order
+from lightning_conv.health.findings.of_losses import finding_of_progress
 from lightning_conv.health.findings.of_units import finding_of_not_finite
 from lightning_conv.health.layers.layer_gradients import LayerGradient
 from lightning_conv.kernels.drift import Drift
@@ -115,6 +116,10 @@ class HealthRecord:
             _add(found, self._update.finding())
         if losses.course is not None or losses.not_finite is not None:
             found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
+        if losses.progress is not None and not any(
+            each.name in ("loss_rise", "not_finite") and each.level != "ok" for each in found
+        ):
+            _add(found, finding_of_progress(losses.progress))
         self._past |= {each.name: each for each in found if each.level == "alert"}
         serious = {each.name for each in found if each.level in ("warning", "alert")}
         return in_order([*found, *(_earlier(each) for name, each in self._past.items() if name not in serious)])

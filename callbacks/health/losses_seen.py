@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_conv.health.findings.of_units import NotFinite
 from lightning_conv.health.step.course import LossCourse
+from lightning_conv.health.step.progress import WINDOW, Progress, progress_of
 from lightning_conv.networks.observed.leaves import tensors_in
 from lightning_conv.reporting.series import Series
 
@@ -34,6 +35,7 @@ class LossesSeen:
         self.course: LossCourse | None = None
         self.not_finite: NotFinite | None = None
         self.series = Series()
+        self._begun: list[float] = []  # the first ones of the run
         self._values: list[float] = []  # losses that wait, on the CPU
         self._tensors: list[Tensor] = []  # and on an accelerator
 
@@ -69,6 +71,7 @@ class LossesSeen:
             return False
         begun = step - (len(values) - 1) // batches
         self.course = (self.course or LossCourse.begin(begun, values[0])).through(values, step, batches)
+        self._begun += values[: WINDOW - len(self._begun)]
         self.series.extend((begun + number // batches, value) for number, value in enumerate(values))
         broken = next((number for number, value in enumerate(values) if not math.isfinite(value)), None)
         if broken is None:
@@ -80,6 +83,11 @@ class LossesSeen:
         at = step - (len(values) - 1 - broken) // batches
         self.not_finite = NotFinite(kind=kind, step=at, moment="before", value=of_batch or word)
         return True
+
+    @property
+    def progress(self) -> Progress | None:
+        """Return the losses at both ends of the run; None: there are too few."""
+        return None if self.course is None else progress_of(self._begun, self.course.last, self.course.step)
 
     def look_at_weights(self, module: nn.Module, step: int) -> None:
         """Look for weights and buffers that are not finite, if no loss was.
@@ -109,6 +117,7 @@ class LossesSeen:
             "course": None if self.course is None else vars(self.course),
             "not_finite": None if self.not_finite is None else vars(self.not_finite),
             "series": self.series.state_dict(),
+            "begun": list(self._begun),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -118,6 +127,7 @@ class LossesSeen:
         self.course = None if course is None else LossCourse(**course)
         self.not_finite = None if first is None else NotFinite(**first)
         self.series = Series.from_state(state["series"]) if "series" in state else Series()
+        self._begun = list(state.get("begun", ()))
 
 
 def _not_finite_in(batch: Any) -> Literal["NaN", "infinite"] | None:

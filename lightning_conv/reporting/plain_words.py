@@ -140,6 +140,8 @@ def verdict_of_run(how: str, steps: int, findings: Sequence[Finding]) -> str:
         said = "nothing that was judged says why"
     if level not in MEANING and any(each.name == "loss_rise" for each in findings):
         said = "the loss rose, and nothing that was judged explains it"
+    if level not in MEANING and any(each.name == "progress" for each in findings):
+        said = "the training loss has not fallen, and nothing that was judged explains it"
     verb = f"was {how}" if how.startswith("interrupted") else how
     return f"the run {verb} after {counted(steps, 'step')}; {said if findings else 'nothing could be judged'}."
 

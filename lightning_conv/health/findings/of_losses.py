@@ -8,7 +8,9 @@ from lightning_conv.health.finding import LEVELS, Finding
 from lightning_conv.health.findings.of_step import SAFE_MOMENTUM, finding_of_rise, finding_of_stability
 from lightning_conv.health.step.above_start import AboveStart, finding_of_above_start
 from lightning_conv.health.step.course import BLOWN, LossCourse, StabilityCourse
+from lightning_conv.health.step.progress import WINDOW, Progress
 from lightning_conv.health.step.rise_cause import cause_of_rise
+from lightning_conv.health.wording import figure
 
 
 def course_of_rise(probe: LossCourse | None, training: LossCourse | None) -> LossCourse | None:
@@ -54,3 +56,26 @@ def findings_of_losses(
     if above is not None and not any(each.severity >= LEVELS.index("warning") for each in found):
         rise = finding_of_above_start(above, rise) or rise
     return found if rise is None else [*found, rise]
+
+
+def finding_of_progress(progress: Progress) -> Finding | None:
+    """Say that the training loss has not fallen; None: it has.
+
+    Args:
+        progress: The losses at both ends.
+
+    Returns:
+        A ``notice``: there are losses that need not fall, such as those of adversarial networks.
+    """
+    if progress.has_fallen:
+        return None
+    return Finding.exact(
+        name="progress",
+        level="notice",
+        sentence=f"The training loss has not fallen: it was {figure(progress.start)} at the start and is {figure(progress.now)} now, and "
+        f"the last {WINDOW} batches scatter by {figure(progress.scatter)}.",
+        value=progress.now,
+        limit=progress.start,
+        step=progress.step,
+        advice="Look at the learning rate, which may be far too small or too large, and at whether the inputs tell the targets.",
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from html import escape
 
 from matplotlib.figure import Figure
 
-from lightning_conv.health.finding import in_order, worst_level
+from lightning_conv.health.finding import Finding, in_order, worst_level
 from lightning_conv.reporting.page.glossary import glossary, marked
 from lightning_conv.reporting.page.html_elements import folded, item_html, number_html, short_html, table_html
 from lightning_conv.reporting.page.run_record import RunRecord
@@ -34,7 +35,7 @@ def words_html(run: RunRecord) -> str:
     items = []
     for each in in_order(run.findings):
         advice = f'<span class="advice">{marked(each.advice, seen)}</span>' if each.advice else ""
-        items.append(item_html(each.level, f"{marked(each.sentence, seen)}{_at(each.step, run)}{advice}", each.level))
+        items.append(item_html(each.level, f"{marked(each.sentence, seen)}{_at(each, run)}{advice}", each.level))
     for reason, names in run.not_judged.items():
         if names:
             items.append(item_html("open", marked(not_judged(reason, names), seen)))
@@ -42,11 +43,10 @@ def words_html(run: RunRecord) -> str:
     return f'<ul class="words">{"".join(items) or item_html("open", NOTHING)}</ul>'
 
 
-def _at(step: int | None, run: RunRecord) -> str:
-    """Return the step of a finding, where it is not that of the end of the run."""
-    return (
-        "" if step is None or step == run.facts.get("optimizer steps") else f' <span class="soft">(step {step})</span>'
-    )
+def _at(each: Finding, run: RunRecord) -> str:
+    """Return the step of a finding, where it is not that of the end of the run, and its sentence names none."""
+    is_last = each.step is None or each.step == run.facts.get("optimizer steps")
+    return "" if is_last or re.search(r"\bstep \d", each.sentence) else f' <span class="soft">(step {each.step})</span>'
 
 
 def facts_html(run: RunRecord) -> str:
