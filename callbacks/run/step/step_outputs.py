@@ -133,7 +133,7 @@ class StepOutputs:
             with torch.inference_mode(False), torch.enable_grad():
                 loss = self.twin.step(self.batch, self.batch_idx)
         if len(natives) != len(self.places):
-            names = ", ".join(repr(each.name) for each in self.places)
+            names = ", ".join(repr(each.name) if each.name else "the module" for each in self.places)
             raise NotAFunctionError(f"the training step does not call {names} as it did when it was observed")
         if loss is None or loss.numel() != 1:
             raise NotAFunctionError("the training step returns no loss")
