@@ -43,8 +43,8 @@ EXAMPLES = {
 }
 """Command -> the examples of its help."""
 
-MODELS = ("WideFC", "BNResNet")
-DATA = ("DigitsDataModule", "TextDataModule", "TorchvisionDataModule")
+MODELS = ("WideFC", "BNResNet", "LoRAFineTuning")
+DATA = ("DigitsDataModule", "LanguageDataModule", "TextDataModule", "TorchvisionDataModule")
 """Classes of this package that the command line knows by their short names."""
 
 OUT = "runs/audit"
