@@ -118,7 +118,8 @@ class GPT(nn.Module):
         positions = tokens.shape[1]
         if positions > self.length:
             raise ValueError(f"tokens: {positions} positions, and the network has embeddings of {self.length}")
-        x = self.wte(tokens) + self.wpe(torch.arange(positions, device=tokens.device))
+        # One row of positions per sample: what is looked up then has the samples in a dimension, as layer rules of the kernel need it.
+        x = self.wte(tokens) + self.wpe(torch.arange(positions, device=tokens.device).expand(len(tokens), -1))
         for block in self.h:
             x = block(x)
         logits: Tensor = self.head(self.ln_f(x))

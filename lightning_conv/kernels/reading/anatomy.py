@@ -18,6 +18,7 @@ from lightning_conv.kernels.reading.jacobian_error import (
     parameter_gradients,
 )
 from lightning_conv.kernels.reading.memory import peak_bytes
+from lightning_conv.kernels.reading.moved_weights import read_at_moved_weights, silent_calls
 from lightning_conv.kernels.reading.recording import layer_gradients, signature_of
 from lightning_conv.kernels.reading.rule_check import fault_of, measured
 from lightning_conv.kernels.reading.sample_axis import sample_axes
@@ -167,6 +168,22 @@ def _read(
     # For a large network the gradients of one sample are enough, unless samples couple.
     checked = 1 if module.batch_norm != "batch" and forward_bytes * samples > LARGE else samples
     probe, combination = take(few, slice(checked)), mixture[:checked]
+    moved = None
+    if silent := silent_calls(plain, axes):
+        moved = read_at_moved_weights(
+            module,
+            names,
+            first.tracked,
+            given,
+            probe,
+            mixture=mixture,
+            combination=combination,
+            weights=weights,
+            tolerance=tolerance,
+            signature=signature_of(calls),
+        )
+    if moved is not None:
+        axes |= {index: axis for index, axis in moved.axes.items() if index in silent}
     truth = parameter_gradients(module, names, probe, combination)
     unused = tuple(name for name in names if truth[name] is None)
     why = dict.fromkeys(names, UNWATCHED) if rules and not tracked else {}
@@ -178,7 +195,10 @@ def _read(
     present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
     sites = []
     for site in group_calls(calls, axes, allowed):
-        fault = fault_of(site, calls, present, samples, truth, tolerance, checked)
+        if moved is not None and any(use.call in silent for use in site.uses):
+            fault = fault_of(site, moved.calls, moved.gradients, samples, moved.truth, tolerance, checked)
+        else:
+            fault = fault_of(site, calls, present, samples, truth, tolerance, checked)
         if fault is None:
             sites.append(measured(site, calls, present, samples))
         else:
@@ -189,7 +209,7 @@ def _read(
     level = size_of_terms(module, truth, combination) + size_of_products(calls, plain, mixture)
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
-        del first, outputs, plain, present, recorder, calls
+        del first, outputs, plain, present, recorder, calls, moved
     factored = None if by_gradients or checked < samples else Factored(sites, calls, present)
     error, narrowing = estimate_jacobian_error(module, probe, combination, truth, by_factors=factored)
     return Anatomy(
