@@ -182,8 +182,15 @@ def make_plan(
         formed = sum(_formed_entries(each, found, problem) for each in passes if each.general)
         seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
-    seconds += slower * (products + (0.0 if couples else flops)) / (EFFICIENCY * rate)
-    seconds += measured * MEASURING * network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
+    seconds += slower * products / (EFFICIENCY * rate)
+    forward_seconds = network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
+    if anatomy.is_large and not couples:
+        # What was timed counts the layers without trainable parameters, too, which have no rule.
+        seconds += sum(_pass_seconds(each, anatomy, problem, general) for each in passes)
+        forward_seconds = anatomy.forward_seconds
+    elif not couples:
+        seconds += slower * flops / (EFFICIENCY * rate)
+    seconds += measured * MEASURING * forward_seconds
     measuring = result + copies + measured * MEASURING_COPIES * anatomy.forward_bytes if measured else 0
     return NTKPlan(
         problem=problem,
@@ -217,6 +224,17 @@ def _pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCos
         assert general is not None
         forward, backward = general.forward, general.backward
     return samples_passed(problem, each.rows) * (forward + (each.outputs[1] - each.outputs[0]) * backward)
+
+
+def _pass_seconds(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
+    """Return the duration of the network's part of a pass from that of the passes that were timed when it was read."""
+    backward = anatomy.backward_seconds
+    if each.general:
+        assert general is not None
+        backward = general.backward_seconds
+    return samples_passed(problem, each.rows) * (
+        anatomy.forward_seconds + (each.outputs[1] - each.outputs[0]) * backward
+    )
 
 
 def _formed_entries(each: Pass, found: Sequence[Contribution], problem: Problem) -> float:

@@ -43,6 +43,7 @@ def unsteady_outputs(
                 level=anatomy.level,
                 coarse=anatomy.coarse,
                 gradients=gradients,
+                names=anatomy.parameters,
             )
             for each in sets
         ]

@@ -100,7 +100,15 @@ class Task:
         checked = same and request.precision != "certified"  # on the samples of the plan
         if not checked:
             self.plan = replace(self.plan, bytes=max(self.plan.bytes, self._checking_bytes()))
+        start = time.perf_counter()
         self.unsteady = None if checked else on_copies(stage, self.module, self._unsteady)
+        if plan is None:
+            self._count_checking(time.perf_counter() - start)
+
+    def _count_checking(self, seconds: float) -> None:
+        """Count the comparison of the outputs as a part of reading, which a call without a plan does again."""
+        plan = self.plan
+        self.plan = replace(plan, seconds=plan.seconds + seconds, reading_seconds=plan.reading_seconds + seconds)
 
     @property
     def _fits(self) -> int:
