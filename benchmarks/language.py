@@ -28,8 +28,8 @@ from lightning_conv.reporting.markdown import markdown_table
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
 LIMIT = 8 * 2**30
 SAMPLES, POSITIONS = 16, 128
-SIZES = {"vocabulary": 50_257, "length": 1024, "width": 768, "depth": 12, "heads": 12}
-QUICK = {"vocabulary": 500, "length": 1024, "width": 32, "depth": 2, "heads": 4}
+SIZES = {"vocabulary": 50_257, "positions": 1024, "width": 768, "depth": 12, "heads": 12}
+QUICK = {"vocabulary": 500, "positions": 1024, "width": 32, "depth": 2, "heads": 4}
 CASES = {
     "loss": "kernel of the loss gradients, `ntk_gram(..., cotangents=s)`",
     "loss, own head": "the same, with a head of its own",
@@ -72,7 +72,7 @@ def measure(case: str, *, quick: bool) -> Measured:
     sizes = QUICK if quick else SIZES
     torch.manual_seed(0)
     shape = {name: sizes[name] for name in ("width", "depth", "heads")}
-    network = GPT(sizes["vocabulary"], sizes["length"], **shape, tied="own head" not in case).eval()
+    network = GPT(sizes["vocabulary"], sizes["positions"], **shape, tied="own head" not in case).eval()
     tokens = torch.randint(sizes["vocabulary"], (SAMPLES, POSITIONS + 1))
     tokens, following = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     of: dict[str, Any] = {"max_memory": LIMIT}

@@ -69,7 +69,7 @@ class GPT(nn.Module):
 
     Args:
         vocabulary: V, number of tokens.
-        length: greatest number of positions.
+        positions: greatest number of positions.
         width: numbers per position; a multiple of `heads`.
         depth: number of blocks.
         heads: heads of the attention.
@@ -83,17 +83,17 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, length: int, *, width: int = 128, depth: int = 3, heads: int = 4, tied: bool = True
+        self, vocabulary: int, positions: int, *, width: int = 128, depth: int = 3, heads: int = 4, tied: bool = True
     ) -> None:
         super().__init__()
-        sizes = {"vocabulary": vocabulary, "length": length, "width": width, "depth": depth, "heads": heads}
+        sizes = {"vocabulary": vocabulary, "positions": positions, "width": width, "depth": depth, "heads": heads}
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name}: must be positive, got {size}")
         if width % heads:
             raise ValueError(f"width: {width} is no multiple of heads={heads}; take {heads * (width // heads + 1)}")
-        self.length = length
-        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(length, width)
+        self.positions = positions
+        self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
         self.h = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.ln_f = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
@@ -113,13 +113,13 @@ class GPT(nn.Module):
         """Return the logits, (n, T, V).
 
         Raises:
-            ValueError: there are more positions than `length`.
+            ValueError: there are more of them than `positions`.
         """
-        positions = tokens.shape[1]
-        if positions > self.length:
-            raise ValueError(f"tokens: {positions} positions, and the network has embeddings of {self.length}")
+        length = tokens.shape[1]
+        if length > self.positions:
+            raise ValueError(f"tokens: {length} positions, and the network has embeddings of {self.positions}")
         # One row of positions per sample: what is looked up then has the samples in a dimension, as layer rules of the kernel need it.
-        x = self.wte(tokens) + self.wpe(torch.arange(positions, device=tokens.device).expand(len(tokens), -1))
+        x = self.wte(tokens) + self.wpe(torch.arange(length, device=tokens.device).expand(len(tokens), -1))
         for block in self.h:
             x = block(x)
         logits: Tensor = self.head(self.ln_f(x))

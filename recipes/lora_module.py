@@ -18,6 +18,7 @@ from typing_extensions import override
 from lightning_conv.callbacks import ConvergenceDiagnostics
 from lightning_conv.callbacks.check.dry_run import DryRun
 from lightning_conv.callbacks.run.callbacks import find_callback
+from lightning_conv.recipes.data import InMemoryDataModule
 from lightning_conv.recipes.language_data import LanguageDataModule, Part
 from lightning_conv.recipes.language_model import GPT
 from lightning_conv.recipes.low_rank import add_adapters
@@ -66,7 +67,7 @@ class LoRAFineTuning(LightningModule):
         measure_every: optimizer steps between two measurements; None: as often as 3 % of the time allows.
         probe_size: training sequences on which the kernel is measured.
         vocabulary: number of tokens; None: from the data module.
-        length: greatest number of positions; None: from `pretrained`, otherwise from the data module.
+        positions: greatest number of positions; None: from `pretrained`, otherwise from the data module.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class LoRAFineTuning(LightningModule):
         measure_every: int | None = None,
         probe_size: int = 16,
         vocabulary: int | None = None,
-        length: int | None = None,
+        positions: int | None = None,
     ) -> None:
         super().__init__()
         if pretrain_steps < 1:
@@ -127,7 +128,7 @@ class LoRAFineTuning(LightningModule):
         if self.hparams["pretrained"] is not None or not self._fits or self._is_tried or self.pretrained_file.is_file():
             return
         settings, path = self.pretrain_settings, self.pretrained_file
-        data = LanguageDataModule(settings["pretrain_on"], length=settings["length"])
+        data = LanguageDataModule(settings["pretrain_on"], length=settings["positions"])
         data.setup()
         title = f"pre-training on {data.n_train:,} sequences of {settings['pretrain_on']}"
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), progress_bar(title, LONG, None) as report:
@@ -167,7 +168,7 @@ class LoRAFineTuning(LightningModule):
     def _network(self) -> GPT:
         sizes = self._sizes()
         shape = {name: sizes[name] for name in ("width", "depth")}
-        return GPT(sizes["vocabulary"], sizes["length"], heads=self.hparams["heads"], **shape)
+        return GPT(sizes["vocabulary"], sizes["positions"], heads=self.hparams["heads"], **shape)
 
     def _sizes(self) -> dict[str, int]:
         """Return the sizes of the network: as given, as those of the file of weights, or as the data need them.
@@ -175,15 +176,16 @@ class LoRAFineTuning(LightningModule):
         Raises:
             MisconfigurationException: a size is not known, or is not that of the weights.
         """
-        given = {name: self.hparams[name] for name in ("vocabulary", "length", "width", "depth")}
+        given = {name: self.hparams[name] for name in ("vocabulary", "positions", "width", "depth")}
         of_file = {}
         if self.hparams["pretrained"] is not None and (self._fits or None in given.values()):
             of_file = sizes_of(read_weights(self.hparams["pretrained"]))
         data: Any = getattr(self._trainer, "datamodule", None)
+        if isinstance(data, InMemoryDataModule):
+            data.setup()  # in `prepare_data` it has not been called yet; it reads once
         of_data: dict[str, int] = {}
         if hasattr(data, "num_classes") and hasattr(data, "input_shape"):
-            data.setup()
-            of_data = {"vocabulary": data.num_classes, "length": data.input_shape[0]}
+            of_data = {"vocabulary": data.num_classes, "positions": data.input_shape[0]}
         sizes = {}
         for name, own in given.items():
             known = [own, of_file.get(name), of_data.get(name), {"width": 128, "depth": 3}.get(name)]

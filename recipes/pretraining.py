@@ -142,14 +142,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def sizes_of(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the sizes of the `GPT` that has these weights: `vocabulary`, `length`, `width` and `depth`.
+    """Return the sizes of the `GPT` that has these weights: `vocabulary`, `positions`, `width` and `depth`.
 
     Args:
         weights: see ``read_weights``.
     """
     vocabulary, width = weights["wte.weight"].shape
     depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("h.")), default=0)
-    return {"vocabulary": vocabulary, "length": len(weights["wpe.weight"]), "width": width, "depth": depth}
+    return {"vocabulary": vocabulary, "positions": len(weights["wpe.weight"]), "width": width, "depth": depth}
 
 
 def _shape(step: int, steps: int) -> float:

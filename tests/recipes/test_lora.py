@@ -127,10 +127,10 @@ def test_own_weights_bring_their_sizes(tmp_path, data, quiet_trainer):
         torch.save(content, path)
         module = LoRAFineTuning(pretrained=path, heads=2, rank=2, diagnostics=False)
         quiet_trainer(max_steps=1).fit(module, data)
-        assert (module.hparams["width"], module.hparams["depth"], module.hparams["length"]) == (12, 2, 20)
+        assert (module.hparams["width"], module.hparams["depth"], module.hparams["positions"]) == (12, 2, 20)
         assert torch.equal(module.net.wte.weight, own.wte.weight)
         assert not (tmp_path / "runs").exists()
-    assert sizes_of(own.state_dict()) == {"vocabulary": 256, "length": 20, "width": 12, "depth": 2}
+    assert sizes_of(own.state_dict()) == {"vocabulary": 256, "positions": 20, "width": 12, "depth": 2}
 
 
 def test_a_checkpoint_needs_neither_data_nor_pre_trained_weights(data, quiet_trainer, tmp_path):

@@ -74,11 +74,11 @@ class Words(nn.Module):
 
 
 class TiedWords(nn.Module):
-    """A table of words, with one for padding, that is the weight of the head as well: once with a bias, once at the sum."""
+    """A table of words that is the weight of the head as well, with a bias; ``twice``: without one, and both are called twice."""
 
-    def __init__(self, twice=False):
+    def __init__(self, twice=False, padding=None):
         super().__init__()
-        self.table, self.head = nn.Embedding(7, 4, padding_idx=2), nn.Linear(4, 7, bias=not twice)
+        self.table, self.head = nn.Embedding(7, 4, padding_idx=padding), nn.Linear(4, 7, bias=not twice)
         self.head.weight = self.table.weight
         self.twice = twice
 
