@@ -16,7 +16,13 @@ from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
 from lightning_conv.kernels.planning.plan import MEASURING_COPIES, NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
-from lightning_conv.kernels.planning.steadiness import checking_bytes, on_copies, rows_that_fit, unsteady_outputs
+from lightning_conv.kernels.planning.steadiness import (
+    checking_bytes,
+    converted_bytes,
+    on_copies,
+    rows_that_fit,
+    unsteady_outputs,
+)
 from lightning_conv.kernels.products.combinations import (
     Combinations,
     EachOutput,
@@ -100,6 +106,7 @@ class Task:
         checked = same and request.precision != "certified"  # on the samples of the plan
         if not checked:
             self.plan = replace(self.plan, bytes=max(self.plan.bytes, self._checking_bytes()))
+        self.plan = replace(self.plan, bytes=self.plan.bytes + converted_bytes(self.module))
         start = time.perf_counter()
         self.unsteady = None if checked else on_copies(stage, self.module, self._unsteady)
         if plan is None:
@@ -120,7 +127,9 @@ class Task:
 
     def _checking_bytes(self) -> int:
         samples = max(map(sample_count, self._sets))
-        return checking_bytes(self.module, self.anatomy, samples, samples if self.couples else min(samples, self._fits))
+        rows = samples if self.couples else min(samples, self._fits)
+        gradients = self.request.precision == "certified" and not self.couples
+        return checking_bytes(self.module, self.anatomy, samples, rows, gradients=gradients)
 
     def _unsteady(self) -> Narrowing | None:
         """Return ``unsteady``.

@@ -98,5 +98,6 @@ def peak_bytes(
     return max(
         kept + samples * width * gradients,
         kept + checked * forward + asked,
-        kept + twin + reading_bytes(module, names),  # freed memory may not have been returned to the system
+        # Small pieces that were freed may not have been returned to the system; the activations of a large network are.
+        (kept if checked == samples else 0) + twin + reading_bytes(module, names),
     )
