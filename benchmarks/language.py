@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from ntk_bench.calibration import processor
 from torch import Tensor, nn
 
-from lightning_conv import kernel_spectrum, lambda_min_bound, ntk_gram, plan_ntk
+from lightning_conv import kernel_spectrum, ntk_gram
+from lightning_conv.health.kernel.subset_bound import subset_bound
 from lightning_conv.recipes import GPT
 from lightning_conv.reporting.markdown import markdown_table
 
@@ -47,8 +48,10 @@ class Measured:
     case: str
     parameters: int  # of the module
     over: int  # parameters that the kernel is over
-    planned_seconds: float
-    seconds: float
+    looked_seconds: float  # reading the network and comparing its outputs, before there is a plan
+    planned_seconds: float  # of the rest
+    seconds: float  # of the rest
+    processor_seconds: float  # of the whole call
     planned_bytes: int
     bytes: int
     passes: int
@@ -83,29 +86,29 @@ def measure(case: str, *, quick: bool) -> Measured:
     else:
         of |= {"cotangents": loss_slopes(network, tokens, following)}
     if case == "last block":
-        of |= {"parameters": f"h.{sizes['depth'] - 1}.*"}
-    planning = {"precision": "certified"} if case == "last block" else {}
+        of |= {"parameters": f"h.{sizes['depth'] - 1}.*", "precision": "certified"}
     ntk_gram(nn.Linear(4, 2), torch.rand(3, 4), precision="certified")  # libraries load what they load
-    plan = plan_ntk(network, tokens, **of, **planning)
     Path("/proc/self/clear_refs").write_text("5")
-    before, start = peak("VmRSS"), time.perf_counter()
-    if case == "last block":
-        bound = lambda_min_bound(network, tokens, **of).probe
-        found = f"lambda_min of all {SAMPLES} x {SAMPLES} at least {bound.lower:.3e}, {'' if bound.certified else 'not '}certified"
-    else:
-        gram = ntk_gram(network, tokens, **of)
-        smallest = kernel_spectrum(gram).lambda_min
-        found = f"trace {gram.trace:.4g}, lambda_min {smallest.value:.3e} in [{smallest.lower:.3e}, {smallest.upper:.3e}]"
-    seconds = time.perf_counter() - start
+    before, start = peak("VmRSS"), time.process_time()
+    gram = ntk_gram(network, tokens, **of)
+    processor_seconds, used, plan = time.process_time() - start, peak("VmHWM") - before, gram.plan
+    assert plan is not None
+    smallest = kernel_spectrum(gram).lambda_min
+    found = f"trace {gram.trace:.4g}, lambda_min {smallest.value:.4g} in [{smallest.lower:.4g}, {smallest.upper:.4g}]"
+    if case == "last block":  # what ``lambda_min_bound`` does
+        bound = subset_bound([gram], [smallest]).probe
+        found = f"at least {bound.lower:.4g}, {'certified' if bound.certified else 'not certified'}"
     over = {name: each.numel() for name, each in network.named_parameters()}
     return Measured(
         case=case,
         parameters=sum(over.values()),
         over=sum(over[name] for name in plan.parameters),
-        planned_seconds=plan.seconds,
-        seconds=seconds,
+        looked_seconds=plan.reading_seconds,
+        planned_seconds=plan.seconds - plan.reading_seconds,
+        seconds=gram.seconds - plan.reading_seconds,
+        processor_seconds=processor_seconds,
         planned_bytes=plan.bytes,
-        bytes=peak("VmHWM") - before,
+        bytes=used,
         passes=len(plan.passes),
         found=found,
     )
@@ -117,6 +120,7 @@ def page(results: list[Measured], machine: dict[str, Any]) -> str:
         [
             CASES[each.case],
             f"{each.over / 1e6:.1f} M of {each.parameters / 1e6:.1f} M",
+            f"{each.looked_seconds:.0f} s",
             f"{each.planned_seconds:.0f} s",
             f"{each.seconds:.0f} s",
             f"{each.seconds / each.planned_seconds - 1:+.0%}",
@@ -127,24 +131,41 @@ def page(results: list[Measured], machine: dict[str, Any]) -> str:
         ]
         for each in results
     ]
-    columns = ["kernel", "parameters", "planned", "took", "", "planned", "peak", "", "found"]
+    columns = [
+        "kernel",
+        "parameters",
+        "reading",
+        "rest, planned",
+        "took",
+        "",
+        "memory, planned",
+        "peak",
+        "",
+        "lambda_min",
+    ]
     sizes = machine["sizes"]
+    vocabulary, outputs = f"{sizes['vocabulary']:,}", f"{POSITIONS * sizes['vocabulary']:,}"
     return f"""# Kernels of a language model, planned and measured
 
 A module of the shape of GPT-2's smallest one (`lightning_conv.recipes.GPT`, random weights, float32): {sizes["depth"]} blocks,
-{sizes["width"]} numbers per position, a vocabulary of {sizes["vocabulary"]:,}; {SAMPLES} sequences of {POSITIONS} random tokens, so that a sample has
-{POSITIONS * sizes["vocabulary"]:,} outputs. `max_memory` is {LIMIT / 2**30:.0f} GiB. The head has the weights of the embedding where nothing else is said.
+{sizes["width"]} numbers per position, a vocabulary of {vocabulary}; {SAMPLES} sequences of {POSITIONS} random tokens,
+so that a sample has {outputs} outputs. `max_memory` is {LIMIT / 2**30:.0f} GiB. The head has the weights of the embedding
+where nothing else is said.
 
-Made by `python benchmarks/language.py` on {machine["date"]}, {machine["processor"]}, {machine["threads"]} thread(s), torch {machine["torch"]}.
+Made by `python benchmarks/language.py` on {machine["date"]}, {machine["processor"]}, {machine["threads"]} thread(s),
+torch {machine["torch"]}.
 
 {markdown_table(columns, rows)}
 
-*Planned* is what `plan_ntk` says before the kernel is computed; it has read the network on three sequences by then. *Took* is the wall time of
-the whole call, reading included. *Peak* is what the resident memory of the process rises above that before the call, in which are the weights and,
-where the loss is contracted, the {SAMPLES} x {POSITIONS * sizes["vocabulary"]:,} slopes of it.
+*Reading* is what it takes to read the network on three sequences and to compare the outputs of all of them between
+batches, with which every call without a plan begins; *planned* is what the plan then says of the rest, and *took* the
+wall time of that. Other work on the machine falls on both. *Peak* is what the resident memory of the process rises above
+that before the call, in which are the weights and, where the loss is contracted, its {SAMPLES} x {outputs} slopes; freed
+memory is returned to the system at once (`MALLOC_TRIM_THRESHOLD_=0`).
 
-The kernel over all parameters is the sum of that over the last block and of that over the others, which is positive semidefinite: the bound in the
-last row holds for the kernel over all parameters, on these sequences ([Health](../health.md#lambda_min_bound)).
+The kernel over all parameters is the sum of that over the last block and of that over the others, which is positive
+semidefinite: the bound in the row of the last block holds for the kernel over all parameters, on these sequences
+([Health](../health.md#lambda_min_bound)).
 """
 
 
@@ -177,11 +198,17 @@ def main() -> None:
             sys.exit(f"{case}: failed")
         stored[case] = json.loads(done.stdout.splitlines()[-1])
         print(stored[case], flush=True)
-    results = [Measured(**stored[case]) for case in CASES if case in stored]
-    options.out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"machine": machine, "cases": {each.case: asdict(each) for each in results}}, indent=1) + "\n")
-    (options.out / "language.md").write_text(page(results, machine))
+        write(options.out, stored, machine)
     print((options.out / "language.md").read_text())
+
+
+def write(folder: Path, stored: dict[str, Any], machine: dict[str, Any]) -> None:
+    """Write page and numbers of the cases so far."""
+    results = [Measured(**stored[case]) for case in CASES if case in stored]
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"machine": machine, "cases": {each.case: asdict(each) for each in results}}
+    (folder / "language.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / "language.md").write_text(page(results, machine))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from lightning_conv._lazy import lazy
 
 __all__ = [
+    "GPT",
     "BNResNet",
     "DigitsDataModule",
-    "GPT",
     "LanguageDataModule",
     "LoRAFineTuning",
     "LoRALinear",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import sysconfig
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -74,7 +75,9 @@ class LanguageDataModule(InMemoryDataModule):
         if not 0.0 < test_fraction < 1.0:
             raise MisconfigurationException(f"test_fraction: must lie in (0, 1), got {test_fraction}")
         if folder is not None and not Path(folder).is_dir():
-            raise MisconfigurationException(f"folder: {Path(folder).resolve()} is no folder; name one with files of text")
+            raise MisconfigurationException(
+                f"folder: {Path(folder).resolve()} is no folder; name one with files of text"
+            )
         for name, size in {"length": length, "n_train": n_train, "n_test": n_test}.items():
             require_size(name, size)
         self.part, self.folder, self.pattern, self.length = part, folder, pattern, length
@@ -117,7 +120,7 @@ class LanguageDataModule(InMemoryDataModule):
             )
         return rows
 
-    def _texts(self) -> Iterator[tuple[str, bytes]]:
+    def _texts(self) -> Iterable[tuple[str, bytes]]:
         if self.folder is not None:
             return texts_of(Path(self.folder), self.pattern)
         return texts_of_library(self.part)
@@ -131,7 +134,9 @@ class LanguageDataModule(InMemoryDataModule):
         if size is None or (name == "n_test" and size >= len(rows)):
             return rows
         if size > len(rows):
-            raise MisconfigurationException(f"{name}: there are {len(rows)} sequences of {self.length} bytes, got {size}")
+            raise MisconfigurationException(
+                f"{name}: there are {len(rows)} sequences of {self.length} bytes, got {size}"
+            )
         chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))[:size]
         return rows[chosen.sort().values]
 
@@ -182,8 +187,9 @@ def texts_of(folder: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
         yield path.relative_to(folder).as_posix(), path.read_bytes().replace(bytes([END]), b"")
 
 
-def texts_of_library(part: Part) -> Iterator[tuple[str, bytes]]:
-    """Yield names and texts of the modules of the standard library, in the order of their names.
+@cache
+def texts_of_library(part: Part) -> tuple[tuple[str, bytes], ...]:
+    """Return names and texts of the modules of the standard library, in the order of their names; they are read once per process.
 
     A file that this Python does not parse, such as a template, is left out.
 
@@ -192,6 +198,7 @@ def texts_of_library(part: Part) -> Iterator[tuple[str, bytes]]:
     """
     folder = Path(sysconfig.get_path("stdlib"))
     paths = (path for path in folder.rglob("*.py") if not {*path.relative_to(folder).parts} & {*LEFT_OUT})
+    texts = []
     for path in sorted(paths):
         try:
             text = path.read_text(encoding="utf-8")
@@ -200,7 +207,8 @@ def texts_of_library(part: Part) -> Iterator[tuple[str, bytes]]:
             continue
         found = "\n\n".join(said for said, _ in documented) if part == "docstrings" else without(text, documented)
         if found.strip():
-            yield path.relative_to(folder).as_posix(), found.encode().replace(bytes([END]), b"")
+            texts.append((path.relative_to(folder).as_posix(), found.encode().replace(bytes([END]), b"")))
+    return tuple(texts)
 
 
 def docstrings(source: str) -> list[tuple[str, range]]:
@@ -231,5 +239,3 @@ def without(source: str, documented: list[tuple[str, range]]) -> str:
     """
     gone = {line for _, lines in documented for line in lines}
     return "\n".join(row.rstrip() for line, row in enumerate(source.split("\n")) if line not in gone)
-
-

@@ -78,8 +78,8 @@ class GPT(nn.Module):
     Raises:
         ValueError: a size is not positive, or `width` is no multiple of `heads`.
 
-    Source: Radford et al. 2019 ("Language models are unsupervised multitask learners"), section 2.3: the weights of layers that are added to
-    the residual stream are scaled by 1 / sqrt(2 `depth`) at the start.
+    Source: Radford et al. 2019 ("Language models are unsupervised multitask learners"), section 2.3: the weights of layers that are
+    added to the residual stream are scaled by 1 / sqrt(2 `depth`) at the start.
     """
 
     def __init__(

@@ -35,18 +35,19 @@ SMALL_STEPS = 2
 class LoRAFineTuning(LightningModule):
     """Fine-tunes a small GPT by low-rank adapters (`LoRALinear`) with AdamW, and measures the kernel over the adapters alone.
 
-    Where no `pretrained` file is given, the network is pre-trained first, in `prepare_data`, as others download weights there: `pretrain_steps`
-    steps on the documentation strings of the standard library (or its sources: `pretrain_on`). The weights are kept in `pretrain_folder`
-    under a name that depends on all settings, so the next run with these settings begins with the fine-tuning at once, and a killed
-    pre-training is continued. Its seed is its own: the weights do not depend on the seed of the run.
+    Where no `pretrained` file is given, the network is pre-trained first, on the CPU, in `prepare_data`, where others download weights:
+    `pretrain_steps` steps on the documentation strings of the standard library (or its sources: `pretrain_on`). The weights are kept in
+    `pretrain_folder` under a name that depends on all settings, so the next run with these settings begins with the fine-tuning at
+    once, and a killed pre-training is continued. Its seed is its own: the weights do not depend on the seed of the run.
 
     The loss is the mean cross-entropy of the next token, in nats (natural logarithm) per token. Logged: `train_loss` (mean over the epoch's
     batches, while the weights move), `val_loss`, `val_acc`, `test_loss`, `test_acc` (share of tokens whose likeliest successor is the
     right one).
 
-    Everything but the adapters is frozen, so that the diagnostics, which are over the trainable parameters, are over the adapters without an
-    argument: kernel, drift, stability ratio, noise scale, and whether the fine-tuning is lazy, which is what is assumed where LoRA is
-    explained by the kernel of the pre-trained network. `configure_callbacks` adds `ConvergenceDiagnostics`; one in the trainer takes precedence.
+    Everything but the adapters is frozen, so that the diagnostics, which are over the trainable parameters, are over the adapters
+    without an argument: kernel, drift, stability ratio, noise scale, and whether the fine-tuning is lazy, as is assumed where LoRA is
+    explained by the kernel of the pre-trained network. `configure_callbacks` adds `ConvergenceDiagnostics`; one in the trainer takes
+    precedence.
 
     Args:
         width: numbers per position; None: those of `pretrained`, otherwise 128.
@@ -64,7 +65,8 @@ class LoRAFineTuning(LightningModule):
         pretrain_batch_size: its sequences per step.
         pretrain_folder: where its weights are kept.
         diagnostics: measure with `ConvergenceDiagnostics`.
-        measure_every: optimizer steps between two measurements; None: as often as 3 % of the time allows.
+        measure_every: optimizer steps between two measurements; None: as often as 3 % of the time allows, which in a run of minutes is
+            hardly at all.
         probe_size: training sequences on which the kernel is measured.
         vocabulary: number of tokens; None: from the data module.
         positions: greatest number of positions; None: from `pretrained`, otherwise from the data module.
@@ -87,7 +89,7 @@ class LoRAFineTuning(LightningModule):
         pretrain_batch_size: int = 32,
         pretrain_folder: str = "runs/pretrained",
         diagnostics: bool = True,
-        measure_every: int | None = None,
+        measure_every: int | None = 50,
         probe_size: int = 16,
         vocabulary: int | None = None,
         positions: int | None = None,
@@ -120,7 +122,9 @@ class LoRAFineTuning(LightningModule):
     def pretrained_file(self) -> Path:
         """File of the weights with which the fine-tuning begins."""
         given = self.hparams["pretrained"]
-        return pretrained_path(self.hparams["pretrain_folder"], self.pretrain_settings) if given is None else Path(given)
+        return (
+            pretrained_path(self.hparams["pretrain_folder"], self.pretrain_settings) if given is None else Path(given)
+        )
 
     @override
     def prepare_data(self) -> None:

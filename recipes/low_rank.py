@@ -61,9 +61,9 @@ class LoRALinear(nn.Linear):
             rank: r.
             alpha: scale of the term.
         """
-        made = cls(
-            linear.in_features, linear.out_features, rank=rank, alpha=alpha, bias=linear.bias is not None
-        ).to(linear.weight)
+        made = cls(linear.in_features, linear.out_features, rank=rank, alpha=alpha, bias=linear.bias is not None).to(
+            linear.weight
+        )
         made.weight, made.bias = linear.weight.requires_grad_(False), linear.bias
         if made.bias is not None:
             made.bias.requires_grad_(False)
@@ -120,7 +120,9 @@ def add_adapters(
     chosen = tuple(name for name in linear if any(fnmatchcase(name, pattern) for pattern in names))
     twice = [name for name in chosen if isinstance(linear[name], LoRALinear)]
     if twice:
-        raise ValueError(f"names: {twice[0]} has an adapter already; merge_adapters(network) makes one weight of the two")
+        raise ValueError(
+            f"names: {twice[0]} has an adapter already; merge_adapters(network) makes one weight of the two"
+        )
     network.requires_grad_(False)
     for name in chosen:
         _exchange(network, name, LoRALinear.around(linear[name], rank=rank, alpha=alpha))

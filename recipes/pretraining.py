@@ -50,9 +50,9 @@ def pretrain(
 ) -> float:
     """Train a network with AdamW on the mean cross-entropy of the next token, and write its weights to a file.
 
-    The learning rate rises linearly over the first tenth of the steps and falls to zero like a cosine. The samples of step k are a function of
-    (seed, k). Every `SAVED_EVERY` steps the state is written beside `path`; a later call continues from there and ends in the same
-    weights as one that was not interrupted.
+    The learning rate rises linearly over the first tenth of the steps and falls to zero like a cosine. The samples of step k are a
+    function of (seed, k). Every `SAVED_EVERY` steps the state is written beside `path`; a later call continues from there and ends in
+    the same weights as one that was not interrupted.
 
     Args:
         network: the network, which is trained in place on the device of its weights.
@@ -85,7 +85,9 @@ def pretrain(
         loss = _loss(network, samples, rows_of(len(samples), batch_size, step, seed))
         losses.append(float(loss.detach()))
         if not losses[-1] < float("inf"):
-            raise MisconfigurationException(f"pretrain_lr: the loss was {losses[-1]} at step {step}; take a smaller one than {lr}")
+            raise MisconfigurationException(
+                f"pretrain_lr: the loss was {losses[-1]} at step {step}; take a smaller one than {lr}"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -130,7 +132,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the reader of a foreign format raises
-        raise MisconfigurationException(f"pretrained: {path} is no file of torch.save ({type(error).__name__})") from error
+        raise MisconfigurationException(
+            f"pretrained: {path} is no file of torch.save ({type(error).__name__})"
+        ) from error
     state = found.get("state_dict", found) if isinstance(found, Mapping) else {}
     inner = next((name for name in state if name.endswith("wte.weight")), None)
     if inner is None:

@@ -29,8 +29,30 @@ SMALL = {
     "wide_fc": [],
     "bn_resnet": ["--model.arch", "resnet8", "--model.channels", "4", "--model.probe_size", "8"],
     "lora": [
-        *("--model.width", "8", "--model.depth", "1", "--model.heads", "2", "--model.rank", "2", "--model.pretrain_steps", "2"),
-        *("--model.probe_size", "4", "--data.length", "16", "--data.n_train", "32", "--data.n_test", "8", "--data.batch_size", "8"),
+        *(
+            "--model.width",
+            "8",
+            "--model.depth",
+            "1",
+            "--model.heads",
+            "2",
+            "--model.rank",
+            "2",
+            "--model.pretrain_steps",
+            "2",
+        ),
+        *(
+            "--model.probe_size",
+            "4",
+            "--data.length",
+            "16",
+            "--data.n_train",
+            "32",
+            "--data.n_test",
+            "8",
+            "--data.batch_size",
+            "8",
+        ),
     ],
 }
 GUARDED = ["wide_fc", "bn_resnet"]

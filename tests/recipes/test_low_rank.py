@@ -94,11 +94,17 @@ def test_no_position_sees_those_behind_it(gpt):
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda gpt: add_adapters(gpt, ["*attention*"]), "names: '\\*attention\\*' matches no linear layer; there are h.0"),
+        (
+            lambda gpt: add_adapters(gpt, ["*attention*"]),
+            "names: '\\*attention\\*' matches no linear layer; there are h.0",
+        ),
         (lambda gpt: add_adapters(gpt, ["*attn*"], rank=9), "rank: got 9; need 1 to 8"),
         (lambda gpt: add_adapters(gpt, ["*"], rank=0), "rank: got 0"),
         (lambda gpt: [add_adapters(gpt, ["*mlp*"], rank=2) for _ in range(2)], "h.0.mlp.fc has an adapter already"),
-        (lambda gpt: gpt(torch.zeros(1, 7, dtype=torch.int64)), "tokens: 7 positions, and the network has embeddings of 6"),
+        (
+            lambda gpt: gpt(torch.zeros(1, 7, dtype=torch.int64)),
+            "tokens: 7 positions, and the network has embeddings of 6",
+        ),
         (lambda gpt: GPT(5, 4, width=6, heads=4), "width: 6 is no multiple of heads=4; take 8"),
         (lambda gpt: GPT(5, 4, depth=0), "depth: must be positive, got 0"),
     ],

@@ -82,7 +82,9 @@ class TiedFactor(Factor):
         """Return the bound for the larger of the products, for those between the two, and for the sum of four terms."""
         inputs = self.linear.inputs
         terms = self.linear.positions * self.words.words.shape[1] * self.outputs
-        between = (1 + product_gamma(inputs.shape[2], inputs.dtype, precision)) * (1 + gamma_k(terms + 2, torch.float64))
+        between = (1 + product_gamma(inputs.shape[2], inputs.dtype, precision)) * (
+            1 + gamma_k(terms + 2, torch.float64)
+        )
         largest = max(self.linear.gamma(precision), self.words.gamma(precision), between - 1)
         return (1 + largest) * (1 + gamma_k(4, torch.float64)) - 1
 

@@ -124,7 +124,8 @@ def require_own_outputs(
         ]
         judge.take(
             _change_of_gradient(module, together, alone, names or module.trainable),
-            "gradients of the outputs", "when samples are evaluated alone"
+            "gradients of the outputs",
+            "when samples are evaluated alone",
         )
     return judge.found
 

@@ -53,8 +53,8 @@ def read_at_moved_weights(
 ) -> MovedReading | None:
     """Look at a network with random numbers in place of the parameters that are zero; its own are left alone.
 
-    A zero factor hides the gradients of all that lies behind it: in y = W x + B A x with B = 0 that of A. Which dimension has the samples and
-    which rule a layer obeys does not depend on the weights, and is seen where they are not zero.
+    A zero factor hides the gradients of all that lies behind it: in y = W x + B A x with B = 0 that of A. Which dimension has the
+    samples and which rule a layer obeys does not depend on the weights, and is seen where they are not zero.
 
     Args:
         module: the network.

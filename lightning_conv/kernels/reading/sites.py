@@ -44,7 +44,9 @@ class Site:
     gradients: int = 0  # numbers in b, per group
     input_numel: int = 0  # numbers in the layers' own inputs
     tokens: bool = False  # whether a is a one-hot word, which is not stored as numbers
-    words: int = 0  # of a table that is also the weight of a linear layer: its positions as a table; the rest is of the layer
+    words: int = (
+        0  # of a table that is also the weight of a linear layer: its positions as a table; the rest is of the layer
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
