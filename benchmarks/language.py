@@ -165,7 +165,7 @@ memory is returned to the system at once (`MALLOC_TRIM_THRESHOLD_=0`).
 
 The kernel over all parameters is the sum of that over the last block and of that over the others, which is positive
 semidefinite: the bound in the row of the last block holds for the kernel over all parameters, on these sequences
-([Health](../health.md#lambda_min_bound)).
+([Health](../health.md#lambda-min)).
 """
 
 

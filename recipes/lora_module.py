@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_conv.callbacks import ConvergenceDiagnostics
+from lightning_conv.callbacks import ConvergenceDiagnostics, Probe
 from lightning_conv.callbacks.check.dry_run import DryRun
 from lightning_conv.callbacks.run.callbacks import find_callback
 from lightning_conv.recipes.data import InMemoryDataModule
@@ -67,7 +67,7 @@ class LoRAFineTuning(LightningModule):
         diagnostics: measure with `ConvergenceDiagnostics`.
         measure_every: optimizer steps between two measurements; None: as often as 3 % of the time allows, which in a run of minutes is
             hardly at all.
-        probe_size: training sequences on which the kernel is measured.
+        probe_size: training sequences on which the kernel of the loss gradients is measured.
         vocabulary: number of tokens; None: from the data module.
         positions: greatest number of positions; None: from `pretrained`, otherwise from the data module.
     """
@@ -84,12 +84,12 @@ class LoRAFineTuning(LightningModule):
         weight_decay: float = 0.0,
         pretrained: str | None = None,
         pretrain_on: Part = "docstrings",
-        pretrain_steps: int = 300,
+        pretrain_steps: int = 1000,
         pretrain_lr: float = 3e-3,
-        pretrain_batch_size: int = 32,
+        pretrain_batch_size: int = 8,
         pretrain_folder: str = "runs/pretrained",
         diagnostics: bool = True,
-        measure_every: int | None = 50,
+        measure_every: int | None = 100,
         probe_size: int = 16,
         vocabulary: int | None = None,
         positions: int | None = None,
@@ -212,7 +212,9 @@ class LoRAFineTuning(LightningModule):
         present: list[Callback] = getattr(self._trainer, "callbacks", [])
         if not self.hparams["diagnostics"] or any(isinstance(each, ConvergenceDiagnostics) for each in present):
             return []
-        return [ConvergenceDiagnostics(self.hparams["probe_size"], every_n_steps=self.hparams["measure_every"])]
+        # A sample has T V outputs, so that the trace kernel would take that many backward passes.
+        probe = Probe(self.hparams["probe_size"], outputs="loss")
+        return [ConvergenceDiagnostics(probe, every_n_steps=self.hparams["measure_every"])]
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 from lightning_conv.recipes.language_model import GPT
 from lightning_conv.reporting.progress import Report, silent
 
-SAVED_EVERY = 50
+SAVED_EVERY = 100
 """Steps after which an unfinished training is written to disk."""
 
 WARM_UP = 0.1

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from torch.utils.data import TensorDataset
 
-from lightning_conv.callbacks import ConvergenceDiagnostics
+from lightning_conv.callbacks import ConvergenceDiagnostics, KernelStability, LambdaMin
+from lightning_conv.callbacks.run.callbacks import all_callbacks
 from lightning_conv.recipes import GPT, LanguageDataModule, LoRAFineTuning
 from lightning_conv.recipes.pretraining import pretrain, pretrained_path, read_weights, rows_of, sizes_of
 
@@ -151,15 +152,22 @@ def test_a_checkpoint_needs_neither_data_nor_pre_trained_weights(data, quiet_tra
 
 
 def test_the_diagnostics_are_over_the_adapters_and_say_what_they_measure(data, quiet_trainer):
-    module = LoRAFineTuning(**TINY, probe_size=4, measure_every=2)
-    trainer = quiet_trainer(max_epochs=1)
+    module, seen = LoRAFineTuning(**TINY, probe_size=4, measure_every=2), []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append([each.kernel for each in all_callbacks(trainer) if isinstance(each, KernelStability | LambdaMin)])
+
+    trainer = quiet_trainer(max_epochs=1, callbacks=[Look()])
     trainer.fit(module, data)
     (diagnostics,) = [each for each in trainer.callbacks if isinstance(each, ConvergenceDiagnostics)]
     adapters = {f"net.{name}" for name, _ in module.net.named_parameters() if "lora_" in name}
-    for monitor in diagnostics.callbacks[:2]:
-        assert {*monitor.kernel.parameters} == adapters
-        assert monitor.kernel.plan.reading.general == {}  # also read at the start, where half of the gradients are zero
-        assert not monitor.failures.words
+    assert len(seen[-1]) == 2
+    for kernel in seen[-1]:
+        assert {*kernel.parameters} == adapters
+        assert kernel.plan.reading.general == {}  # also read at the start, where half of the gradients are zero
+    assert not any(monitor.failures.words for monitor in diagnostics.callbacks[:4])
+    assert "loss_kernel/relative_frobenius_change" in trainer.callback_metrics
 
 
 def test_a_callback_of_the_user_takes_precedence(data, quiet_trainer):

@@ -40,8 +40,6 @@ FORMED_ENTRY = 300
 
 MEASURING = 12
 """Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision."""
-MEASURING_COPIES = 6
-"""Bytes of that in units of a forward with its graph: in float64, with three sets of combinations of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def make_plan(
     elif not couples:
         seconds += slower * flops / (EFFICIENCY * rate)
     seconds += measured * MEASURING * forward_seconds
-    measuring = result + copies + measured * MEASURING_COPIES * anatomy.forward_bytes if measured else 0
+    measuring = result + copies + measured * measuring_bytes(anatomy) if measured else 0
     return NTKPlan(
         problem=problem,
         contributions=tuple(found),
@@ -210,6 +208,11 @@ def make_plan(
         reading=anatomy,
         general_pass=general,
     )
+
+
+def measuring_bytes(anatomy: Anatomy) -> int:
+    """Return the bytes of measuring the rounding of one sample: a graph in float64, and three combinations of the outputs in float64."""
+    return 2 * anatomy.forward_bytes + 3 * 8 * anatomy.outputs
 
 
 def _rate(device: torch.device, precision: Precision) -> float:

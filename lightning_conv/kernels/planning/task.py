@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
-from lightning_conv.kernels.planning.plan import MEASURING_COPIES, NTKPlan, make_plan
+from lightning_conv.kernels.planning.plan import NTKPlan, make_plan, measuring_bytes
 from lightning_conv.kernels.planning.request import Request
 from lightning_conv.kernels.planning.steadiness import (
     checking_bytes,
@@ -242,7 +242,7 @@ class Task:
     def _measured(self) -> int:
         """Number of samples on which the rounding of contracted rows is measured, in a quarter of the memory."""
         each = self.anatomy.forward_bytes
-        room = allowed_memory(self.request.max_memory, self.module.device) // 4 // max(1, MEASURING_COPIES * each)
+        room = allowed_memory(self.request.max_memory, self.module.device) // 4 // max(1, measuring_bytes(self.anatomy))
         return max(1, min(room, measured_count(sample_count(self.inputs), each)))
 
     def jacobian_error(self, error: float, matrix: Tensor) -> float:
