@@ -171,8 +171,13 @@ class LoRAFineTuning(LightningModule):
 
     def _network(self) -> GPT:
         sizes = self._sizes()
-        shape = {name: sizes[name] for name in ("width", "depth")}
-        return GPT(sizes["vocabulary"], sizes["positions"], heads=self.hparams["heads"], **shape)
+        return GPT(
+            sizes["vocabulary"],
+            sizes["positions"],
+            width=sizes["width"],
+            depth=sizes["depth"],
+            heads=self.hparams["heads"],
+        )
 
     def _sizes(self) -> dict[str, int]:
         """Return the sizes of the network: as given, as those of the file of weights, or as the data need them.

@@ -89,7 +89,7 @@ def pretrain(
                 f"pretrain_lr: the loss was {losses[-1]} at step {step}; take a smaller one than {lr}"
             )
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         shape.step()
         if (step + 1) % SAVED_EVERY == 0:

@@ -156,7 +156,9 @@ def test_the_diagnostics_are_over_the_adapters_and_say_what_they_measure(data, q
 
     class Look(Callback):
         def on_train_batch_end(self, trainer, *_):
-            seen.append([each.kernel for each in all_callbacks(trainer) if isinstance(each, KernelStability | LambdaMin)])
+            seen.append(
+                [each.kernel for each in all_callbacks(trainer) if isinstance(each, KernelStability | LambdaMin)]
+            )
 
     trainer = quiet_trainer(max_epochs=1, callbacks=[Look()])
     trainer.fit(module, data)
