@@ -124,6 +124,7 @@ def page(results: list[Measured], machine: dict[str, Any]) -> str:
             f"{each.planned_seconds:.0f} s",
             f"{each.seconds:.0f} s",
             f"{each.seconds / each.planned_seconds - 1:+.0%}",
+            f"{(each.seconds + each.looked_seconds) / (each.planned_seconds + each.looked_seconds) - 1:+.0%}",
             f"{each.planned_bytes / 2**30:.2f} GiB",
             f"{each.bytes / 2**30:.2f} GiB",
             f"{each.bytes / each.planned_bytes - 1:+.0%}",
@@ -138,10 +139,11 @@ def page(results: list[Measured], machine: dict[str, Any]) -> str:
         "rest, planned",
         "took",
         "",
+        "of the whole call",
         "memory, planned",
         "peak",
         "",
-        "lambda_min",
+        "found",
     ]
     sizes = machine["sizes"]
     vocabulary, outputs = f"{sizes['vocabulary']:,}", f"{POSITIONS * sizes['vocabulary']:,}"

@@ -8,7 +8,7 @@ import torch
 
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.reading.anatomy import Anatomy
-from lightning_conv.kernels.reading.coupling import ENDS, require_own_outputs
+from lightning_conv.kernels.reading.coupling import AT_ONCE, ENDS, require_own_outputs
 from lightning_conv.machine.memory import allowed_memory, blocks
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count
@@ -79,7 +79,7 @@ def rows_that_fit(module: StatelessModule, anatomy: Anatomy, max_memory: float |
 def checking_bytes(
     module: StatelessModule, anatomy: Anatomy, samples: int, rows: int, *, gradients: bool = False
 ) -> int:
-    """Return the bytes of the outputs that ``unsteady_outputs`` holds: of all samples, and twice of one batch.
+    """Return the bytes of the outputs that ``unsteady_outputs`` holds: of all samples, twice of one batch, and what compares them.
 
     Args:
         module: the network.
@@ -89,7 +89,8 @@ def checking_bytes(
         gradients: whether gradients are compared: then two of them at a time, the graph of some samples, and their outputs.
     """
     width = torch.finfo(module.dtype).bits // 8
-    outputs = (samples + 2 * rows) * anatomy.outputs * width
+    compared = 4 * min(rows * anatomy.outputs, max(anatomy.outputs, AT_ONCE))  # some rows at a time
+    outputs = ((samples + 2 * rows) * anatomy.outputs + compared) * width
     if not gradients:
         return outputs
     few = min(samples, 2 * ENDS)
