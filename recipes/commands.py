@@ -5,9 +5,10 @@ too, are printed by `--help-all`, and those of a class by `--model.help CLASS`.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
-from lightning_conv.recipes.named_configs import OPTIONS, listing, overlay_names, recipe_names
+from lightning_conv.recipes.named_configs import OPTIONS, guarded_recipe_names, listing, overlay_names, recipe_names
 from lightning_conv.recipes.small import SAMPLES, is_small
 from lightning_conv.recipes.usage import UsageError, UsageParser
 
@@ -43,8 +44,8 @@ EXAMPLES = {
 }
 """Command -> the examples of its help."""
 
-MODELS = ("WideFC", "BNResNet")
-DATA = ("DigitsDataModule", "TextDataModule", "TorchvisionDataModule")
+MODELS = ("WideFC", "BNResNet", "LoRAFineTuning")
+DATA = ("DigitsDataModule", "LanguageDataModule", "TextDataModule", "TorchvisionDataModule")
 """Classes of this package that the command line knows by their short names."""
 
 OUT = "runs/audit"
@@ -135,9 +136,21 @@ def check_configured(command: str, words: Sequence[str]) -> None:
 
     Raises:
         UsageError: neither a configuration nor a model is named, or a model is trained without one and without an end, or a
-            model of the user's without data.
+            model of the user's without data; a recipe without a guard is to be compared.
     """
     options = {word.partition("=")[0] for word in words if word.startswith("-")}
+    if command == "compare" and "--model" not in options:
+        named = {
+            value
+            for word, after in pairwise([*words, ""])
+            for value in (after, word.partition("=")[2])
+            if word.partition("=")[0] in OPTIONS
+        }
+        if without := named & {*recipe_names()} - {*guarded_recipe_names()}:
+            raise UsageError(
+                f"--config: {without.pop()} has no guard, with and without which compare would run it; recipes with one: "
+                f"{', '.join(guarded_recipe_names())}"
+            )
     if options & {*OPTIONS, "--print_config"} or any(option.endswith(".help") for option in options):
         return
     if "--model" not in options:

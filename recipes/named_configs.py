@@ -18,6 +18,11 @@ def recipe_names() -> list[str]:
     return sorted(_named("lightning_conv.recipes.configs"))
 
 
+def guarded_recipe_names() -> list[str]:
+    """Return the names of those recipes whose model has a setting `guard`: `compare` and `tables` run them with and without it."""
+    return [name for name in recipe_names() if "guard" in _read(name)["model"]["init_args"]]
+
+
 def overlay_names() -> list[str]:
     """Return the names of the packaged overlays, with their plus signs."""
     return sorted(f"+{name}" for name in _named("lightning_conv.recipes.configs.overlays"))

@@ -13,7 +13,15 @@ from typing_extensions import override
 from lightning_conv import callbacks
 from lightning_conv.callbacks import ExpressivityGuard
 from lightning_conv.callbacks.run.callbacks import find_callback
-from lightning_conv.recipes import BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC
+from lightning_conv.recipes import (
+    BNResNet,
+    DigitsDataModule,
+    LanguageDataModule,
+    LoRAFineTuning,
+    TextDataModule,
+    TorchvisionDataModule,
+    WideFC,
+)
 from lightning_conv.recipes.checkpoints import require_checkpoint
 from lightning_conv.recipes.mistakes import in_one_line
 from lightning_conv.recipes.named_configs import settings
@@ -23,7 +31,15 @@ from lightning_conv.recipes.summary import RunOutcome, mean_train_loss, print_co
 from lightning_conv.reporting.progress import LONG, said_duration
 
 # Imported here, these classes can be named by their short names on the command line.
-SHORT_NAMES = (BNResNet, DigitsDataModule, TextDataModule, TorchvisionDataModule, WideFC)
+SHORT_NAMES = (
+    BNResNet,
+    DigitsDataModule,
+    LanguageDataModule,
+    LoRAFineTuning,
+    TextDataModule,
+    TorchvisionDataModule,
+    WideFC,
+)
 SHORT_NAMES_OF_CALLBACKS = [
     kind
     for name in callbacks.__all__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeAlias
@@ -11,6 +10,8 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_conv.machine.clock import now
 
 Gemm: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
@@ -86,16 +87,10 @@ def _seconds(functions: Sequence[Gemm], x: Tensor, y: Tensor) -> list[float]:
             function(x, y)
         for _ in range(CALIBRATION_REPEATS):
             for index, function in enumerate(functions):
-                start = _now(x)
+                start = now(x.device)
                 function(x, y)
-                fastest[index] = min(fastest[index], _now(x) - start)
+                fastest[index] = min(fastest[index], now(x.device) - start)
     return fastest
-
-
-def _now(tensor: Tensor) -> float:
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
-    return time.perf_counter()
 
 
 def gemm_for(x: Tensor) -> Gemm:

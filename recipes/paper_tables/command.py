@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from lightning_conv.recipes.named_configs import config_file, recipe_names
+from lightning_conv.recipes.named_configs import config_file, guarded_recipe_names
 from lightning_conv.recipes.paper_tables.ledger import Cell, Ledger
 from lightning_conv.recipes.paper_tables.page import TITLE, render
 from lightning_conv.recipes.small import EPOCHS, SAMPLES, is_small
@@ -154,9 +154,10 @@ def plan(options: argparse.Namespace) -> Iterator[Cell]:
     """
     recipes, changes = _words(options.recipes), _changes(options.set)
     for name in [*recipes, *changes]:
-        if name not in recipe_names():
-            hint = did_you_mean(name, recipe_names()) or ";"
-            raise UsageError(f"recipes: {name!r} is not a recipe{hint} choose from: {', '.join(recipe_names())}")
+        if name not in guarded_recipe_names():
+            hint = did_you_mean(name, guarded_recipe_names()) or ";"
+            known = ", ".join(guarded_recipe_names())
+            raise UsageError(f"recipes: {name!r} is not a recipe with a guard{hint} choose from: {known}")
     if unused := [name for name in changes if name not in recipes]:
         raise UsageError(f"set: {unused[0]!r} is not among the recipes that are run: {', '.join(recipes)}")
     if not recipes or not _words(options.data):

@@ -104,6 +104,26 @@ def test_help_names_the_options(capsys):
 
 
 @pytest.mark.slow
+def test_a_check_of_adapters_pre_trains_nothing_and_names_what_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "--model.width",
+        "8",
+        "--model.depth",
+        "1",
+        "--model.heads",
+        "2",
+        "--model.rank",
+        "2",
+        "--data.length",
+        "16",
+    ]
+    assert main(["check", "--config", "lora", "--json", *CPU, *words, "--data.n_train", "64"]) == 0
+    json.loads(capsys.readouterr().out)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["wide_fc", "bn_resnet"])
 def test_the_recipes_can_be_checked(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,34 @@ FIT = ["fit", "--config", "wide_fc"]
 SMALL = {
     "wide_fc": [],
     "bn_resnet": ["--model.arch", "resnet8", "--model.channels", "4", "--model.probe_size", "8"],
+    "lora": [
+        *(
+            "--model.width",
+            "8",
+            "--model.depth",
+            "1",
+            "--model.heads",
+            "2",
+            "--model.rank",
+            "2",
+            "--model.pretrain_steps",
+            "2",
+        ),
+        *(
+            "--model.probe_size",
+            "4",
+            "--data.length",
+            "16",
+            "--data.n_train",
+            "32",
+            "--data.n_test",
+            "8",
+            "--data.batch_size",
+            "8",
+        ),
+    ],
 }
+GUARDED = ["wide_fc", "bn_resnet"]
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +349,7 @@ def test_a_printed_configuration_names_every_setting_of_the_model_and_repeats_it
     assert capsys.readouterr().out == printed
 
 
-@pytest.mark.parametrize("recipe", SMALL)
+@pytest.mark.parametrize("recipe", GUARDED)
 def test_fit_closes_with_a_table_and_the_way_to_the_logs(recipe, capsys):
     assert main(["fit", "--config", recipe, *QUICK, *SMALL[recipe]]) == 0
     out = capsys.readouterr().out
@@ -336,6 +363,25 @@ def test_fit_closes_with_a_table_and_the_way_to_the_logs(recipe, capsys):
     assert lines_with(out, "tensorboard --logdir runs")
     assert (folder / "config.yaml").is_file()
     assert (folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_low_rank_adapters_are_fitted_by_name_and_a_second_run_finds_the_pre_trained_weights(capsys):
+    words = ["fit", "--config", "lora", *QUICK, *SMALL["lora"], "--data.test_fraction", "0.1"]
+    for number in range(2):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert lines_with(out, "optimizer steps", "2 / 8")
+        assert lines_with(out, "logs: ", str(Path("runs", "lora", f"plain_{number}")))
+        assert len(list(Path("runs", "pretrained").iterdir())) == 1
+    assert len(list(Path("runs", "lora").rglob("convergence.html"))) == 2
+
+
+def test_a_recipe_without_a_guard_is_not_compared_with_itself(capsys):
+    assert main(["compare", "--config", "lora"]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "lora has no guard" in message
+    assert "bn_resnet, wide_fc" in message
 
 
 def test_a_saved_configuration_repeats_the_run_and_its_checkpoint_is_tested(capsys):
@@ -368,7 +414,7 @@ def test_a_torchvision_set_is_chosen_by_its_short_name(mnist_root, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", SMALL)
+@pytest.mark.parametrize("recipe", GUARDED)
 def test_compare_prints_both_accuracies_and_their_difference_in_points(recipe, capsys):
     assert main(["compare", "--config", recipe, *QUICK, *SMALL[recipe], "--model.diagnostics", "false"]) == 0
     out = capsys.readouterr().out

@@ -281,9 +281,9 @@ def test_two_commands_may_fill_one_file():
 
 
 def test_recipes_of_the_tables_are_those_of_the_command():
-    from lightning_conv.recipes.named_configs import recipe_names
+    from lightning_conv.recipes.named_configs import guarded_recipe_names
 
-    assert sorted(RECIPES) == recipe_names()
+    assert sorted(RECIPES) == guarded_recipe_names()
     assert RECIPES["bn_resnet"] is BNResNet
 
 

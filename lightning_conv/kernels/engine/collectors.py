@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor, OuterFactor, RowsFactor, TokenFactor
 from lightning_conv.kernels.engine.formed_factor import FormedFactor, Piece, Workspace
+from lightning_conv.kernels.engine.tied_factor import TiedFactor
 from lightning_conv.kernels.planning.costs import Contribution
 from lightning_conv.kernels.planning.sizes import WIDE_ENOUGH
 from lightning_conv.kernels.reading.recording import LayerCall
@@ -22,6 +23,7 @@ from lightning_conv.kernels.reading.sites import (
     site_gradients,
     site_inputs,
     site_rows,
+    tied_uses,
     token_gradients,
 )
 
@@ -91,7 +93,7 @@ class RowsCollector(Collector):
     def __init__(self, site: Site, name: str, samples: int, outputs: int, *, trace: bool) -> None:
         super().__init__(site, samples, outputs, trace=trace)
         self.name = name
-        self.formed = name == site.weight and site.positions > 0 and not site.tokens
+        self.formed = name == site.weight and site.positions > 0 and not site.tokens and not site.tied
         self.stores: dict[int, Store] = {}
         self._inputs: Tensor | None = None
         self._prepared: list[Prepared] = []
@@ -225,10 +227,46 @@ class TokenCollector(OuterCollector):
         return TokenFactor(self.inputs.whole, self._gradients(), self.outputs, trace=self.trace)
 
 
+class TiedCollector(Collector):
+    """Gathers both uses of a weight: A and B of the linear layer, words and B of the embedding."""
+
+    def __init__(self, site: Site, samples: int, outputs: int) -> None:
+        super().__init__(site, samples, outputs, trace=True)
+        self._of: tuple[OuterCollector, TokenCollector] | None = None
+
+    def add_inputs(self, rows: slice, calls: Sequence[LayerCall]) -> None:
+        """Store A and the words."""
+        if self._of is None:
+            uses = tied_uses(self.site, calls)
+            assert uses is not None
+            self._of = (
+                OuterCollector(uses[0], self.samples, self.outputs, trace=True),
+                TokenCollector(uses[1], self.samples, self.outputs, trace=True),
+            )
+        for each in self._of:
+            each.add_inputs(rows, calls)
+
+    def add_gradients(self, rows: slice, first: int, calls: Sequence[LayerCall], gradients: Gradients) -> None:
+        """Store both B."""
+        assert self._of is not None
+        for each in self._of:
+            each.add_gradients(rows, first, calls, gradients)
+
+    def factor(self) -> Factor:
+        """Return a ``TiedFactor``."""
+        assert self._of is not None
+        linear, words = (each.factor() for each in self._of)
+        assert isinstance(linear, OuterFactor)
+        assert isinstance(words, TokenFactor)
+        return TiedFactor(linear, words)
+
+
 def collectors_of(
     site: Site, contribution: Contribution, samples: int, outputs: int, workspace: Workspace, *, trace: bool
 ) -> list[Collector]:
     """Return the collectors of a site, in the form that was planned for it."""
+    if contribution.way == "tied Gram":
+        return [TiedCollector(site, samples, outputs)]
     if contribution.way == "token Gram":
         return [TokenCollector(site, samples, outputs, trace=trace)]
     if contribution.way == "per-sample gradients" and not contribution.formed_late:

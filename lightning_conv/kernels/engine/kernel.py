@@ -11,7 +11,7 @@ from lightning_conv.kernels.engine.divided import OutputsDivided, SamplesDivided
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.engine.passes import Engine
 from lightning_conv.kernels.planning.task import Task, error_groups
-from lightning_conv.kernels.products.combinations import Combinations, SharedRows
+from lightning_conv.kernels.products.combinations import Combinations, SignRows
 from lightning_conv.machine.processes import Processes
 from lightning_conv.reporting.progress import Report, equal_parts
 
@@ -48,16 +48,15 @@ def projected_kernel(task: Task, seed: int, report: Report, processes: Processes
     """
     count, groups = task.request.projections, error_groups(task.request.projections)
     generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, (count, task.anatomy.outputs), generator=generator) * 2.0 - 1.0
-    signs = signs.to(task.module.device, task.module.dtype)
     mean: KernelSum | None = None
     moments = 0.0  # sum over the groups of size * |K_g|_F^2
-    for each, share_of in zip(signs.tensor_split(groups), equal_parts(report, groups), strict=True):
+    sizes = [len(each) for each in torch.arange(count).tensor_split(groups)]
+    for size, share_of in zip(sizes, equal_parts(report, groups), strict=True):
         # With the factor 1 / sqrt(size) the kernel is the group's mean. The plan is for the largest group.
-        rows = SharedRows(each / len(each) ** 0.5)
+        rows = SignRows(size, task.anatomy.outputs, generator, size**-0.5)
         one = kernel_of(task, rows, rows, share_of, processes)
-        moments += len(each) * float(one.matrix.square().sum())
-        share = len(each) / count
+        moments += size * float(one.matrix.square().sum())
+        share = size / count
         mean = _weighted(one, share) if mean is None else _plus(mean, _weighted(one, share))
     assert mean is not None
     spread = max(moments / count - float(mean.matrix.square().sum()), 0.0)

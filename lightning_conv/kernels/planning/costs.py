@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 from lightning_conv.kernels.reading.sites import Site, layer_of
 
 Way: TypeAlias = Literal[
-    "Hadamard product", "patch Gram", "token Gram", "per-sample gradients", "torch.func", "whole batch"
+    "Hadamard product", "patch Gram", "token Gram", "tied Gram", "per-sample gradients", "torch.func", "whole batch"
 ]
 
 ELEMENTWISE = 100
@@ -94,7 +94,9 @@ def _seconds(site: Site, problem: Problem) -> tuple[float, float]:
 
 def contribution(site: Site, problem: Problem) -> Contribution:
     """Return the contribution of a site in the form that takes the least time."""
-    can_be_outer = site.weight is not None and site.positions > 0 and site.groups == 1
+    if site.tied and problem.trace:
+        return _tied_contribution(site, problem)
+    can_be_outer = site.weight is not None and site.positions > 0 and site.groups == 1 and not site.tied
     rows, outer = _seconds(site, problem)
     if can_be_outer and outer <= rows:
         way: Way = "token Gram" if site.tokens else "Hadamard product" if site.positions == 1 else "patch Gram"
@@ -116,6 +118,17 @@ def contribution(site: Site, problem: Problem) -> Contribution:
     return Contribution(site.layer, site.names, site.kind, way, flops, fixed, each)
 
 
+def _tied_contribution(site: Site, problem: Problem) -> Contribution:
+    """Return the contribution of a table that is also the weight of a head: rows as large as the table are never formed."""
+    r, s, d, words = site.positions, site.words, site.inputs, site.gradients
+    of_words = 2.0 * problem.pairs * problem.outputs * d * (s**2 + 2 * r * s)
+    fixed = problem.width * r * d + 8 * s
+    each = problem.width * (r * words + s * d)
+    return Contribution(
+        site.layer, site.names, site.kind, "tied Gram", _outer_flops(site, problem) + of_words, fixed, each
+    )
+
+
 def general_contribution(name: str, numel: int, reason: str, problem: Problem) -> Contribution:
     """Return the contribution of a parameter without a rule."""
     flops = 2.0 * problem.pairs * problem.output_pairs * numel
@@ -127,7 +140,7 @@ def network_flops(sites: Sequence[Site]) -> tuple[float, float]:
 
     The other layers are negligible. The first layer has no backward, since nothing below it needs a gradient.
     """
-    return sum(site.flops for site in sites), sum(site.flops for site in sites if all(use.call for use in site.uses))
+    return sum(site.flops for site in sites), sum(site.flops for site in sites if site.passed_back)
 
 
 def samples_passed(problem: Problem, rows: int) -> float:

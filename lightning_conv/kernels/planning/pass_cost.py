@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lightning_conv.machine.clock import now
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs
 
@@ -58,15 +58,10 @@ def count_pass(module: StatelessModule, names: Sequence[str], inputs: Inputs) ->
         if outputs.requires_grad:
             torch.autograd.grad(outputs.sum(), list(leaves.values()), allow_unused=True)
 
-    def now() -> float:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        return time.perf_counter()
-
     outputs = module.outputs(leaves, inputs)
-    start = now()
+    start = now(module.device)
     back(outputs)
-    seconds = now() - start
+    seconds = now(module.device) - start
     with _Counter() as counter:
         outputs = module.outputs(leaves, inputs)
         forward = counter.flops

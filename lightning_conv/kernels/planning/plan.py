@@ -41,8 +41,6 @@ FORMED_ENTRY = 300
 
 MEASURING = 12
 """Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision."""
-MEASURING_COPIES = 6
-"""Bytes of that in units of a forward with its graph: in float64, with three sets of combinations of the outputs."""
 
 
 @dataclass(frozen=True)
@@ -199,9 +197,16 @@ def make_plan(
         formed = sum(_formed_entries(each, found, problem) for each in passes if each.general)
         seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
-    seconds += slower * (products + (0.0 if couples else flops)) / (EFFICIENCY * rate)
-    seconds += measured * MEASURING * network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
-    measuring = result + copies + measured * MEASURING_COPIES * anatomy.forward_bytes if measured else 0
+    seconds += slower * products / (EFFICIENCY * rate)
+    forward_seconds = network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
+    if anatomy.is_large and not couples:
+        # What was timed counts the layers without trainable parameters, too, which have no rule.
+        seconds += sum(_pass_seconds(each, anatomy, problem, general) for each in passes)
+        forward_seconds = anatomy.forward_seconds
+    elif not couples:
+        seconds += slower * flops / (EFFICIENCY * rate)
+    seconds += measured * MEASURING * forward_seconds
+    measuring = result + copies + measured * measuring_bytes(anatomy) if measured else 0
     return NTKPlan(
         problem=problem,
         contributions=tuple(found),
@@ -222,6 +227,11 @@ def make_plan(
     )
 
 
+def measuring_bytes(anatomy: Anatomy) -> int:
+    """Return the bytes of measuring the rounding of one sample: a graph in float64, and three combinations of the outputs in float64."""
+    return 2 * anatomy.forward_bytes + 3 * 8 * anatomy.outputs
+
+
 def _rate(device: torch.device, precision: Precision) -> float:
     dtype = torch.float64 if precision == "certified" else torch.float32
     return calibrated(device.type, dtype, torch.get_num_threads())[1]
@@ -234,6 +244,17 @@ def _pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCos
         assert general is not None
         forward, backward = general.forward, general.backward
     return samples_passed(problem, each.rows) * (forward + (each.outputs[1] - each.outputs[0]) * backward)
+
+
+def _pass_seconds(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
+    """Return the duration of the network's part of a pass from that of the passes that were timed when it was read."""
+    backward = anatomy.backward_seconds
+    if each.general:
+        assert general is not None
+        backward = general.backward_seconds
+    return samples_passed(problem, each.rows) * (
+        anatomy.forward_seconds + (each.outputs[1] - each.outputs[0]) * backward
+    )
 
 
 def _formed_entries(each: Pass, found: Sequence[Contribution], problem: Problem) -> float:

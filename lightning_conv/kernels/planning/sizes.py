@@ -63,7 +63,9 @@ def product_bytes(found: Sequence[Contribution], anatomy: Anatomy, problem: Prob
     """Return the bytes of the temporaries of a tile of products: four float64 squares, and copies of its rows."""
     stride = 1 if problem.trace else problem.outputs
     positions = [
-        s.positions for s, c in zip(anatomy.sites, found, strict=False) if c.way in ("patch Gram", "token Gram")
+        s.positions
+        for s, c in zip(anatomy.sites, found, strict=False)
+        if c.way in ("patch Gram", "token Gram", "tied Gram")
     ]
     longest = stride * max(positions, default=1)
     side = min(max(TILE, longest), problem.rows * longest)

@@ -8,7 +8,7 @@ import torch
 
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.reading.anatomy import Anatomy
-from lightning_conv.kernels.reading.coupling import require_own_outputs
+from lightning_conv.kernels.reading.coupling import AT_ONCE, ENDS, require_own_outputs
 from lightning_conv.machine.memory import allowed_memory, blocks
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count
@@ -43,6 +43,7 @@ def unsteady_outputs(
                 level=anatomy.level,
                 coarse=anatomy.coarse,
                 gradients=gradients,
+                names=anatomy.parameters,
             )
             for each in sets
         ]
@@ -75,16 +76,40 @@ def rows_that_fit(module: StatelessModule, anatomy: Anatomy, max_memory: float |
     return max(1, allowed_memory(max_memory, module.device) // 2 // max(1, anatomy.forward_bytes))
 
 
-def checking_bytes(module: StatelessModule, anatomy: Anatomy, samples: int, rows: int) -> int:
-    """Return the bytes of the outputs that ``unsteady_outputs`` holds: of all samples, and twice of one batch.
+def checking_bytes(
+    module: StatelessModule, anatomy: Anatomy, samples: int, rows: int, *, gradients: bool = False
+) -> int:
+    """Return the bytes of the outputs that ``unsteady_outputs`` holds: of all samples, twice of one batch, and what compares them.
 
     Args:
         module: the network.
         anatomy: what was read of it.
         samples: number of samples.
         rows: number of them in a batch.
+        gradients: whether gradients are compared: then two of them at a time, the graph of some samples, and their outputs.
     """
-    return (samples + 2 * rows) * anatomy.outputs * torch.finfo(module.dtype).bits // 8
+    width = torch.finfo(module.dtype).bits // 8
+    compared = 4 * min(rows * anatomy.outputs, max(anatomy.outputs, AT_ONCE))  # some rows at a time
+    outputs = ((samples + 2 * rows) * anatomy.outputs + compared) * width
+    if not gradients:
+        return outputs
+    few = min(samples, 2 * ENDS)
+    weights = sum(module.parameters[name].numel() for name in anatomy.parameters)
+    graph = few * (anatomy.forward_bytes + 2 * anatomy.outputs * width) + 2 * width * weights
+    # Beside the outputs of all samples; before that the rounding is measured with a copy of the weights in float32.
+    copies = 4 * sum(each.numel() for each in module.parameters.values())
+    return max(outputs, samples * anatomy.outputs * width + max(graph, copies + few * anatomy.forward_bytes))
+
+
+def converted_bytes(module: StatelessModule) -> int:
+    """Return the bytes of the copy of the parameters in another type than their own, which lives as long as the kernel is computed.
+
+    Args:
+        module: the network.
+    """
+    if module.dtype == module.model_dtype:
+        return 0
+    return torch.finfo(module.dtype).bits // 8 * sum(each.numel() for each in module.parameters.values())
 
 
 def on_copies(stage: Stage, module: StatelessModule, look: Callable[[], Narrowing | None]) -> Narrowing | None:

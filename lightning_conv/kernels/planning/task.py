@@ -15,9 +15,15 @@ from torch import Tensor
 
 from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
-from lightning_conv.kernels.planning.plan import MEASURING_COPIES, NTKPlan, make_plan
+from lightning_conv.kernels.planning.plan import NTKPlan, make_plan, measuring_bytes
 from lightning_conv.kernels.planning.request import Request
-from lightning_conv.kernels.planning.steadiness import checking_bytes, on_copies, rows_that_fit, unsteady_outputs
+from lightning_conv.kernels.planning.steadiness import (
+    checking_bytes,
+    converted_bytes,
+    on_copies,
+    rows_that_fit,
+    unsteady_outputs,
+)
 from lightning_conv.kernels.products.combinations import (
     Combinations,
     EachOutput,
@@ -103,7 +109,16 @@ class Task:
         checked = same and request.precision != "certified"  # on the samples of the plan
         if not checked:
             self.plan = replace(self.plan, bytes=max(self.plan.bytes, self._checking_bytes()))
+        self.plan = replace(self.plan, bytes=self.plan.bytes + converted_bytes(self.module))
+        start = time.perf_counter()
         self.unsteady = None if checked else on_copies(stage, self.module, self._unsteady)
+        if plan is None:
+            self._count_checking(time.perf_counter() - start)
+
+    def _count_checking(self, seconds: float) -> None:
+        """Count the comparison of the outputs as a part of reading, which a call without a plan does again."""
+        plan = self.plan
+        self.plan = replace(plan, seconds=plan.seconds + seconds, reading_seconds=plan.reading_seconds + seconds)
 
     @property
     def _fits(self) -> int:
@@ -115,7 +130,9 @@ class Task:
 
     def _checking_bytes(self) -> int:
         samples = max(map(sample_count, self._sets))
-        return checking_bytes(self.module, self.anatomy, samples, samples if self.couples else min(samples, self._fits))
+        rows = samples if self.couples else min(samples, self._fits)
+        gradients = self.request.precision == "certified" and not self.couples
+        return checking_bytes(self.module, self.anatomy, samples, rows, gradients=gradients)
 
     def _unsteady(self) -> Narrowing | None:
         """Return ``unsteady``.
@@ -231,7 +248,7 @@ class Task:
     def _measured(self) -> int:
         """Number of samples on which the rounding of contracted rows is measured, in a quarter of the memory."""
         each = self.anatomy.forward_bytes
-        room = allowed_memory(self.request.max_memory, self.module.device) // 4 // max(1, MEASURING_COPIES * each)
+        room = allowed_memory(self.request.max_memory, self.module.device) // 4 // max(1, measuring_bytes(self.anatomy))
         return max(1, min(room, measured_count(sample_count(self.inputs), each)))
 
     def jacobian_error(self, error: float, matrix: Tensor) -> float:

@@ -3,7 +3,8 @@ r"""``Combinations``: which linear combinations of a sample's outputs have their
 A kernel has K rows for each sample i, the gradients :math:`J_i^\top w_{ik}` of the combinations w_ik . u_i of its C outputs:
 
 - ``EachOutput``: w_k = e_k, K = C (``outputs="trace"`` and ``"full"``)
-- ``SharedRows``: the same K vectors for every sample (``"sum"``: one row of ones; ``"projected"``: random signs)
+- ``SharedRows``: the same K vectors for every sample (``"sum"``: one row of ones)
+- ``SignRows``: the same, of random signs that are drawn when they are needed (``"projected"``)
 - ``Cotangents``: one vector s_i for each sample, K = 1 (``cotangents=``)
 """
 
@@ -76,6 +77,42 @@ class SharedRows(Combinations):
         """Return rows of the matrix; see ``Combinations.taken``."""
         del rows
         return self._rows[which, None].to(like)
+
+
+class SignRows(Combinations):
+    """Random signs times a constant, for every sample, each vector drawn when it is needed: only those in use are in memory.
+
+    They are the rows of one matrix of ``torch.randint``, which draws its numbers one after the other.
+
+    Args:
+        count: number of vectors.
+        outputs: C.
+        generator: of the signs; it is then behind them.
+        scale: the constant.
+    """
+
+    def __init__(self, count: int, outputs: int, generator: torch.Generator, scale: float) -> None:
+        self.count, self._outputs, self._scale = count, outputs, scale
+        self._states: list[Tensor] = []
+        for _ in range(count):
+            self._states.append(generator.get_state())
+            _signs(outputs, generator)
+
+    def taken(self, which: slice, rows: slice, like: Tensor) -> Tensor:
+        """Return vectors of signs; see ``Combinations.taken``."""
+        del rows
+        chosen = self._states[which]
+        found = like.new_empty(len(chosen), 1, self._outputs)
+        for row, state in zip(found, chosen, strict=True):
+            generator = torch.Generator()
+            generator.set_state(state)
+            row[0] = _signs(self._outputs, generator)
+        return found.mul_(2.0).sub_(1.0).mul_(self._scale)
+
+
+def _signs(outputs: int, generator: torch.Generator) -> Tensor:
+    """Return zeros and ones, (C,), one byte each."""
+    return torch.randint(0, 2, (outputs,), generator=generator, dtype=torch.uint8)
 
 
 class Cotangents(Combinations):

@@ -6,7 +6,7 @@ Everything is checked numerically: a rule is used only where it reproduces the g
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,12 +18,14 @@ from lightning_conv.kernels.reading.jacobian_error import (
     parameter_gradients,
 )
 from lightning_conv.kernels.reading.memory import peak_bytes
+from lightning_conv.kernels.reading.moved_weights import read_at_moved_weights, silent_calls
 from lightning_conv.kernels.reading.recording import layer_gradients, signature_of
 from lightning_conv.kernels.reading.rule_check import fault_of, measured
 from lightning_conv.kernels.reading.sample_axis import sample_axes
 from lightning_conv.kernels.reading.samples import channels_last
 from lightning_conv.kernels.reading.sites import Site, group_calls
 from lightning_conv.kernels.reading.terms import size_of_products, size_of_terms
+from lightning_conv.machine.clock import now
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count, spread, take
 from lightning_conv.networks.narrowing import Narrowing, coarser
@@ -59,6 +61,13 @@ class Anatomy:
     narrowing: Narrowing | None  # where a copy in float64 casts to a narrower type
     coarse: torch.dtype | None  # narrowest type in which the forward computes, if it is narrower than the evaluation's
     channels_last: bool  # whether images are passed with their channels innermost rather than as they are
+    forward_seconds: float = field(default=0.0, compare=False)  # of one sample, with its graph, as it was timed
+    backward_seconds: float = field(default=0.0, compare=False)  # of one combination of the outputs of one sample
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a pass takes long enough for what was timed to be its duration."""
+        return self.forward_bytes * READ_SAMPLES > LARGE
 
     def arranged(self, inputs: Inputs) -> Inputs:
         """Return ``inputs`` in the layout in which the network was read."""
@@ -154,19 +163,37 @@ def _read(
     generator = torch.Generator().manual_seed(0)
     given = channels_last(few) if in_channels_last else few
     first = first_forward(module, given, {name: module.parameters[name] for name in names} if rules else {})
-    outputs, recorder, forward_bytes = first.outputs, first.recorder, first.bytes
+    outputs, recorder, forward_bytes, forward_seconds = first.outputs, first.recorder, first.bytes, first.seconds
     calls, tracked, lowered = recorder.calls, tuple(first.tracked), recorder.lowered
     # Independent standard normal v_ic give E |v^T J|^2 = |J|_F^2, for J and for its rounding error alike.
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)
     weights = torch.rand(samples, generator=generator).add_(0.5).to(outputs)
     plain = layer_gradients(outputs, mixture, calls, keep=True)
     tolerance = torch.finfo(module.dtype).eps ** 0.5
-    axes = sample_axes(
-        calls, plain, layer_gradients(outputs, weights[:, None] * mixture, calls, keep=False), weights, tolerance
-    )
+    start = now(module.device)
+    weighted = layer_gradients(outputs, weights[:, None] * mixture, calls, keep=False)
+    backward_seconds = (now(module.device) - start) / samples
+    axes = sample_axes(calls, plain, weighted, weights, tolerance)
+    del weighted
     # For a large network the gradients of one sample are enough, unless samples couple.
     checked = 1 if module.batch_norm != "batch" and forward_bytes * samples > LARGE else samples
     probe, combination = take(few, slice(checked)), mixture[:checked]
+    moved = None
+    if silent := silent_calls(plain, axes):
+        moved = read_at_moved_weights(
+            module,
+            names,
+            first.tracked,
+            given,
+            probe,
+            mixture=mixture,
+            combination=combination,
+            weights=weights,
+            tolerance=tolerance,
+            signature=signature_of(calls),
+        )
+    if moved is not None:
+        axes |= {index: axis for index, axis in moved.axes.items() if index in silent}
     truth = parameter_gradients(module, names, probe, combination)
     unused = tuple(name for name in names if truth[name] is None)
     why = dict.fromkeys(names, UNWATCHED) if rules and not tracked else {}
@@ -178,7 +205,10 @@ def _read(
     present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
     sites = []
     for site in group_calls(calls, axes, allowed):
-        fault = fault_of(site, calls, present, samples, truth, tolerance, checked)
+        if moved is not None and any(use.call in silent for use in site.uses):
+            fault = fault_of(site, moved.calls, moved.gradients, samples, moved.truth, tolerance, checked)
+        else:
+            fault = fault_of(site, calls, present, samples, truth, tolerance, checked)
         if fault is None:
             sites.append(measured(site, calls, present, samples))
         else:
@@ -189,7 +219,7 @@ def _read(
     level = size_of_terms(module, truth, combination) + size_of_products(calls, plain, mixture)
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
-        del first, outputs, plain, present, recorder, calls
+        del first, outputs, plain, present, recorder, calls, moved
     factored = None if by_gradients or checked < samples else Factored(sites, calls, present)
     error, narrowing = estimate_jacobian_error(module, probe, combination, truth, by_factors=factored)
     return Anatomy(
@@ -209,4 +239,6 @@ def _read(
         narrowing=narrowing,
         coarse=coarser(lowered, None if narrowing is None else narrowing.dtype),
         channels_last=in_channels_last and bool(sites),
+        forward_seconds=forward_seconds,
+        backward_seconds=backward_seconds,
     )

@@ -40,6 +40,7 @@ def require_own_outputs(
     level: float = 0.0,
     coarse: torch.dtype | None = None,
     gradients: bool = False,
+    names: Sequence[str] = (),
 ) -> Narrowing | None:
     r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
 
@@ -69,6 +70,7 @@ def require_own_outputs(
         level: size of the terms that add up to an output; where they cancel, what remains is rounding.
         coarse: a narrower type that the forward computes in, whose rounding changes with the batch; None: there is none.
         gradients: whether gradients are compared.
+        names: parameters by which; none: all that are trainable.
 
     Returns:
         The largest change that is too large for rounding in float64 and too small to be refused; None: there is none.
@@ -121,7 +123,9 @@ def require_own_outputs(
             arranged(_taken(inputs, some.to(module.device))) for some in (ends, *(each.reshape(1) for each in ends))
         ]
         judge.take(
-            _change_of_gradient(module, together, alone), "gradients of the outputs", "when samples are evaluated alone"
+            _change_of_gradient(module, together, alone, names or module.trainable),
+            "gradients of the outputs",
+            "when samples are evaluated alone",
         )
     return judge.found
 
@@ -229,19 +233,25 @@ def _together(parts: Iterable[tuple[Tensor, Tensor]], samples: int) -> Tensor:
     return whole
 
 
-def _change_of_gradient(module: StatelessModule, together: Inputs, alone: Sequence[Inputs]) -> float:
+def _change_of_gradient(
+    module: StatelessModule, together: Inputs, alone: Sequence[Inputs], names: Sequence[str]
+) -> float:
     r"""Return :math:`|g - \sum_i g_i| / \sum_i |g_i|` with g the gradient of v . u, v random, and g_i that of sample i evaluated alone."""
-    weights = {name: module.parameters[name].detach().requires_grad_() for name in module.trainable}
-
+    weights = {name: module.parameters[name].detach().requires_grad_() for name in names}
     generator = torch.Generator().manual_seed(0)
-    with torch.enable_grad():
-        outputs = [module.outputs(weights, inputs) for inputs in (together, *alone)]
-    v = torch.randn(outputs[0].shape, generator=generator, dtype=torch.float64).to(outputs[0])
-    apart, scale = [torch.zeros_like(each) for each in weights.values()], 0.0
-    for u, vector, sign in zip(outputs, (v, *(row[None] for row in v)), (1, *[-1] * len(alone)), strict=True):
+    apart, scale, drawn = [torch.zeros_like(each) for each in weights.values()], 0.0, torch.empty(0)
+    for number, inputs in enumerate((together, *alone)):  # one graph at a time
+        with torch.enable_grad():
+            u = module.outputs(weights, inputs)
+        if not u.requires_grad:  # the outputs depend on none of them
+            return 0.0
+        if number == 0:
+            drawn = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(u)
+        vector = drawn if number == 0 else drawn[number - 1 : number]
         found = torch.autograd.grad(u, [*weights.values()], vector, allow_unused=True, materialize_grads=True)
-        apart = [a + sign * b for a, b in zip(apart, found, strict=True)]
-        scale += float(get_total_norm(found)) if sign < 0 else 0.0
+        for sum_, each in zip(apart, found, strict=True):
+            sum_.add_(each, alpha=-1.0 if number else 1.0)
+        scale += float(get_total_norm(found)) if number else 0.0
     return float(get_total_norm(apart)) / scale if scale > 0 else 0.0
 
 

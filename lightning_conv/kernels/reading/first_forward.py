@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.reading.memory import MadeBytes, SavedBytes
 from lightning_conv.kernels.reading.recording import Recorder, record
+from lightning_conv.machine.clock import now
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count
 
@@ -23,6 +24,7 @@ class FirstForward:
     recorder: Recorder
     tracked: Mapping[str, Tensor]  # parameters whose uses were recorded
     bytes: int  # bytes of a forward with its graph, for one sample
+    seconds: float  # that it took, for one sample
 
 
 def first_forward(module: StatelessModule, inputs: Inputs, tracked: Mapping[str, Tensor]) -> FirstForward:
@@ -40,6 +42,7 @@ def first_forward(module: StatelessModule, inputs: Inputs, tracked: Mapping[str,
         RuntimeError: the forward itself raises it.
     """
     saved = SavedBytes(module.parameters, inputs)
+    start, samples = now(module.device), sample_count(inputs)
     try:
         with saved:
             outputs, recorder = record(module, inputs, tracked)
@@ -47,13 +50,16 @@ def first_forward(module: StatelessModule, inputs: Inputs, tracked: Mapping[str,
         if "saved tensor" not in str(error):
             raise
         return _unwatched(module, inputs)
+    seconds = (now(module.device) - start) / samples
     for call in recorder.calls:  # layer inputs are kept for the products, even those that autograd does not need
         for tensor in call.sampled.values():
             saved.count(tensor)
-    return FirstForward(outputs, recorder, tracked, -(-(saved.bytes + 3 * recorder.largest) // sample_count(inputs)))
+    return FirstForward(outputs, recorder, tracked, -(-(saved.bytes + 3 * recorder.largest) // samples), seconds)
 
 
 def _unwatched(module: StatelessModule, inputs: Inputs) -> FirstForward:
+    start, samples = now(module.device), sample_count(inputs)
     with MadeBytes() as made:
         outputs, recorder = record(module, inputs, {})
-    return FirstForward(outputs, recorder, {}, -(-made.bytes // sample_count(inputs)))
+    seconds = (now(module.device) - start) / samples
+    return FirstForward(outputs, recorder, {}, -(-made.bytes // samples), seconds)

@@ -38,14 +38,19 @@ class Factored:
 
 
 def parameter_gradients(
-    module: StatelessModule, names: Sequence[str], inputs: Inputs, mixture: Tensor
+    module: StatelessModule,
+    names: Sequence[str],
+    inputs: Inputs,
+    mixture: Tensor,
+    moved: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor | None]:
     """Return the gradients of sum(mixture * outputs) by the named parameters from autograd.
 
-    The gradient is None for a parameter that does not enter.
+    The gradient is None for a parameter that does not enter. With ``moved`` these take the place of the network's own parameters.
     """
-    leaves = {name: module.parameters[name].detach().requires_grad_() for name in names}
-    outputs = module.outputs(leaves, inputs)
+    moved = moved or {}
+    leaves = {name: moved.get(name, module.parameters[name]).detach().requires_grad_() for name in names}
+    outputs = module.outputs({**moved, **leaves}, inputs)
     if not outputs.requires_grad:
         return dict.fromkeys(names)
     found = torch.autograd.grad((outputs * mixture.to(outputs)).sum(), list(leaves.values()), allow_unused=True)

@@ -69,13 +69,13 @@ def _stored(nest: object) -> list[Tensor]:
 def reading_bytes(module: StatelessModule, names: Sequence[str]) -> int:
     """Return the bytes that ``read_network`` takes beside the activations of its samples.
 
-    They are the gradients, a copy of all parameters in the other precision, and the largest gradient in that precision
-    with its temporaries.
+    They are the gradients, a copy of all parameters in the other precision, and the largest gradient in that precision,
+    three times: of a weight with two uses, its parts and their sum.
     """
     width = torch.finfo(module.dtype).bits // 8
     total = sum(parameter.numel() for parameter in module.parameters.values())
     asked = [module.parameters[name].numel() for name in names]
-    return (12 - width) * total + width * sum(asked) + 32 * max(asked)
+    return (12 - width) * total + width * sum(asked) + 24 * max(asked)
 
 
 def peak_bytes(
@@ -98,5 +98,6 @@ def peak_bytes(
     return max(
         kept + samples * width * gradients,
         kept + checked * forward + asked,
-        kept + twin + reading_bytes(module, names),  # freed memory may not have been returned to the system
+        # Small pieces that were freed may not have been returned to the system; the activations of a large network are.
+        (kept if checked == samples else 0) + twin + reading_bytes(module, names),
     )

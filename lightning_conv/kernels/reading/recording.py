@@ -119,10 +119,15 @@ class Recorder(TorchFunctionMode):
         return set().union(*map(self._tracked, value)) if isinstance(value, (list, tuple)) else set()
 
 
-def record(module: StatelessModule, inputs: Inputs, tracked: Mapping[str, Tensor]) -> tuple[Tensor, Recorder]:
-    """Run one forward and record the layers of ``tracked`` parameters; return the outputs (n, C) and the recorder."""
+def record(
+    module: StatelessModule, inputs: Inputs, tracked: Mapping[str, Tensor], moved: Mapping[str, Tensor] | None = None
+) -> tuple[Tensor, Recorder]:
+    """Run one forward and record the layers of ``tracked`` parameters; return the outputs (n, C) and the recorder.
+
+    With ``moved`` these take the place of the network's own parameters.
+    """
     with Recorder(tracked) as recorder:
-        outputs = module.outputs({}, inputs)
+        outputs = module.outputs(moved or {}, inputs)
     return outputs, recorder
 
 

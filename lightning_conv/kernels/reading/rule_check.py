@@ -18,6 +18,8 @@ from lightning_conv.kernels.reading.sites import (
     site_inputs,
     site_rows,
     slot_of,
+    tied_uses,
+    token_gradients,
 )
 from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
 
@@ -68,6 +70,15 @@ def _compared(
         inputs = site_inputs(site, calls, samples)[:checked].flatten(0, 2)  # (n R, in)
         outer = site_gradients(site, calls, gradients, samples)[:checked].flatten(0, 2)
         return outer.T @ (inputs @ vector), truth @ vector
+    if (uses := tied_uses(site, calls)) is not None:
+        # By the rows of each use, a table per sample would be formed.
+        linear, words = uses
+        inputs = site_inputs(linear, calls, samples)[:checked].flatten(0, 2)
+        outer = site_gradients(linear, calls, gradients, samples)[:checked].flatten(0, 2)
+        found = outer.T @ inputs
+        at, values = site_inputs(words, calls, samples)[:checked], token_gradients(words, calls, gradients, samples)
+        there = at >= 0
+        return found.index_add_(0, at[there], values[:checked][there]), truth
     if all(_sums_outer(calls[use.call], name, first) for use in site.uses):
         inputs = site_inputs(site, calls, samples)[:checked].flatten(0, 1).transpose(0, 1)  # (groups, n R, in)
         outer = site_gradients(site, calls, gradients, samples)[:checked].flatten(0, 1).permute(1, 2, 0)
@@ -106,6 +117,9 @@ def measured(site: Site, calls: Sequence[LayerCall], gradients: Sequence[Tensor]
             bias_in_product=constant,
             input_numel=sum(t.numel() for use in site.uses for t in calls[use.call].sampled.values()) // samples,
         )
+    if (uses := tied_uses(site, calls)) is not None:
+        linear, words = (measured(each, calls, gradients, samples) for each in uses)
+        return replace(linear, uses=site.uses, kind="embedding and linear", words=words.positions)
     if all(isinstance(rule, EmbeddingRule) for rule in rules):
         moved = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]
         width = moved[0].shape[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_conv.kernels.reading.recording import LayerCall
 from lightning_conv.kernels.reading.sample_axis import SampleAxis
 from lightning_conv.kernels.rules import Arguments, EmbeddingRule, OuterRule
+from lightning_conv.kernels.rules.linear import LinearRule
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Site:
     gradients: int = 0  # numbers in b, per group
     input_numel: int = 0  # numbers in the layers' own inputs
     tokens: bool = False  # whether a is a one-hot word, which is not stored as numbers
+    words: int = (
+        0  # of a table that is also the weight of a linear layer: its positions as a table; the rest is of the layer
+    )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -53,6 +57,16 @@ class Site:
     def linear(self) -> bool:
         """Whether it is a plain linear layer that is called once."""
         return self.kind == "linear" and len(self.uses) == 1 and self.weight is not None
+
+    @property
+    def tied(self) -> bool:
+        """Whether it is the table of an embedding and the weight of a linear layer."""
+        return self.words > 0
+
+    @property
+    def passed_back(self) -> bool:
+        """Whether a backward pass goes through its layers; below the first call nothing needs a gradient."""
+        return self.tied or all(use.call for use in self.uses)
 
     @property
     def flops(self) -> float:
@@ -182,6 +196,20 @@ def token_gradients(
     """Return B of an embedding for one output, (n, R, d)."""
     parts = [gradient_by_sample(gradients[use.call], use.axis, samples) for use in site.uses]
     return torch.cat([part.reshape(samples, -1, part.shape[-1]) for part in parts], 1)
+
+
+def tied_uses(site: Site, calls: Mapping[int, LayerCall] | Sequence[LayerCall]) -> tuple[Site, Site] | None:
+    """Return a site's uses as the weight of a linear layer, and those as a table of an embedding; None unless it has both and no others."""
+    of = {use: calls[use.call] for use in site.uses}
+    words = tuple(use for use, call in of.items() if isinstance(call.rule, EmbeddingRule))
+    linear = tuple(
+        use
+        for use, call in of.items()
+        if isinstance(call.rule, LinearRule) and slot_of(call, site.weight or "") == ["weight"]
+    )
+    if not words or not linear or len(words) + len(linear) < len(site.uses) or site.bias is not None:
+        return None
+    return replace(site, uses=linear, words=0), replace(site, uses=words, words=0, tokens=True)
 
 
 def _merge_positions(values: Tensor, samples: int, merged: int) -> Tensor:

@@ -73,6 +73,36 @@ class Words(nn.Module):
         return self.head(torch.tanh(self.table(tokens)).sum(1))
 
 
+class TiedWords(nn.Module):
+    """A table of words that is the weight of the head as well, with a bias; ``twice``: without one, and both are called twice."""
+
+    def __init__(self, twice=False, padding=None):
+        super().__init__()
+        self.table, self.head = nn.Embedding(7, 4, padding_idx=padding), nn.Linear(4, 7, bias=not twice)
+        self.head.weight = self.table.weight
+        self.twice = twice
+
+    def forward(self, tokens):
+        x = torch.tanh(self.table(tokens))
+        if self.twice:
+            return torch.cat([self.head(x), self.head(torch.sin(x + self.table(tokens.flip(1))))], 1)
+        return self.head(x)
+
+
+class LowRank(nn.Module):
+    """A frozen layer with a low-rank term whose second factor is zero, as at the start, and a layer over positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen, self.head = nn.Linear(4, 5), nn.Linear(5, 2)
+        self.frozen.requires_grad_(False)
+        self.lora_A = nn.Parameter(torch.randn(2, 4))
+        self.lora_B = nn.Parameter(torch.zeros(5, 2))
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.frozen(x) + F.linear(F.linear(x, self.lora_A), self.lora_B)))
+
+
 def randomise_statistics(model):
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -42,6 +42,18 @@ class Words(nn.Module):
         return self.head(torch.relu(self.norm(self.conv(self.embedding(words).transpose(1, 2)))).mean(2))
 
 
+class Tied(nn.Module):
+    """A table of words that is the weight of the head as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(11, 6)
+        self.hidden = nn.Linear(6, 6)
+
+    def forward(self, words):
+        return torch.tanh(self.hidden(self.words(words))).matmul(self.words.weight.T).flatten(1)
+
+
 def network():
     torch.manual_seed(0)
     return Words().eval(), torch.randint(0, 11, (13, 9))
@@ -72,6 +84,9 @@ def kernels(processes, by):
                 divided,
             )
         found["two sets"] = (ntk_gram(model, words, others, processes=processes).matrix,)
+        torch.manual_seed(4)
+        gram = ntk_gram(Tied(), words, outputs="projected", projections=4, processes=processes)
+        found["tied"] = (gram.matrix,)
         targets = torch.randn(13, 7, generator=torch.Generator().manual_seed(2))
         found["cotangents"] = (ntk_gram(model, words, cotangents=targets, processes=processes).matrix,)
     return found
