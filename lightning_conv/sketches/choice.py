@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lightning_conv.kernels.reading.anatomy import Anatomy
 from lightning_conv.kernels.reading.recording import LayerCall
-from lightning_conv.kernels.reading.sites import Site, slot_of
-from lightning_conv.kernels.rules import EmbeddingRule, OuterRule
-from lightning_conv.kernels.rules.linear import LinearRule
+from lightning_conv.kernels.reading.sites import Site, tied_uses
+from lightning_conv.kernels.rules import OuterRule
 from lightning_conv.sketches.layout import Block
 from lightning_conv.sketches.routes import OuterRoute, Route, SumRoute, TokenRoute
 
@@ -83,29 +81,12 @@ def _route(
     if site is not None and site.weight == block.names[0]:
         if site.tokens and len(block.names) == 1:
             return TokenRoute(block, site)
-        if site.positions == 0 and (summed := _by_use(block, site, calls)) is not None:
-            return summed
+        if len(block.names) == 1 and (uses := tied_uses(site, calls)) is not None:
+            linear, words = uses
+            return SumRoute(block, site, [TokenRoute(block, words), OuterRoute(block, linear, None)])
         paired = block.names[1:] == () or (site.bias == block.names[1] and site.bias_in_product)
         if is_outer(site, shapes) and paired:
             order = column_order(site, calls, block.columns - len(block.names) + 1)
             if order is None or len(order):
                 return OuterRoute(block, site, order)
     return Route(block, {name: sites[name] for name in block.names if name in sites}, shapes)
-
-
-def _by_use(block: Block, site: Site, calls: Sequence[LayerCall]) -> SumRoute | None:
-    """Return the route of a weight whose uses are words and linear layers; None: it has others."""
-    rules = [calls[use.call].rule for use in site.uses]
-    slots = [slot_of(calls[use.call], block.names[0]) for use in site.uses]
-    if len(block.names) > 1 or not all(
-        isinstance(rule, EmbeddingRule | LinearRule) and slot == ["weight"]
-        for rule, slot in zip(rules, slots, strict=True)
-    ):
-        return None
-    words = tuple(use for use, rule in zip(site.uses, rules, strict=True) if isinstance(rule, EmbeddingRule))
-    linear = tuple(use for use in site.uses if use not in words)
-    if not words or not linear:
-        return None
-    return SumRoute(
-        block, site, [TokenRoute(block, replace(site, uses=words)), OuterRoute(block, replace(site, uses=linear), None)]
-    )
