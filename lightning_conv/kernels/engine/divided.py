@@ -1,4 +1,4 @@
-"""The passes of a plan divided among processes: by outputs, whose kernels are added up, or by samples, whose factors travel."""
+"""Divide the passes of a plan among processes: by outputs, whose kernels are added up, or by samples, whose factors travel."""
 
 from __future__ import annotations
 
@@ -23,11 +23,8 @@ Factors = list[tuple[str, Factor]]
 """With the names of their layers."""
 
 
-class OutputsDivided(Engine):
-    """Gives every process some of the outputs of a kernel that is summed over them, and adds up their matrices.
-
-    Each process takes all samples through the network, and as many backward passes as it has outputs. The floor is that of the parts, and
-    of adding them up.
+class Divided(Engine):
+    """Base of the engines that share the work of a kernel with other processes.
 
     Args:
         task: See ``Engine``; the same in all processes.
@@ -42,6 +39,24 @@ class OutputsDivided(Engine):
     ) -> None:
         super().__init__(task, rows, columns, report)
         self._processes = processes
+
+    @property
+    def _matrices(self) -> list[Tensor]:
+        """The matrices that the passes fill: those of the layers, where they are asked for, which are added up later."""
+        return list(self.layer_matrices.values()) or [self.matrix]
+
+    def _add_traces(self) -> None:
+        """Add up the traces of the layers over the processes."""
+        found = self._processes.gather(self.layer_traces)
+        self.layer_traces = {layer: sum(each[layer] for each in found) for layer in self.layer_traces}
+
+
+class OutputsDivided(Divided):
+    """Gives every process some of the outputs of a kernel that is summed over them, and adds up their matrices.
+
+    Each process takes all samples through the network, and as many backward passes as it has outputs. The floor is that of the parts, and
+    of adding them up.
+    """
 
     def _run_all(self, passes: Sequence[Pass]) -> None:
         mine = self._processes.share(self.count)
@@ -52,28 +67,20 @@ class OutputsDivided(Engine):
         self._processes.together(partial(super()._run_all, own))
 
     def _collect_parts(self) -> None:
-        for matrix in (self.matrix, *self.layer_matrices.values()):
+        for matrix in self._matrices:
             self._processes.add(matrix)
-        found = self._processes.gather((self.floor, self._size, self._additions, self.layer_traces))
-        floors, sizes, additions, traces = zip(*found, strict=True)
+        floors, sizes, additions = zip(*self._processes.gather((self.floor, self._size, self._additions)), strict=True)
         self.floor, self._size = sum(floors), sum(sizes)
         self._additions = max(additions) + self._processes.world  # the sums of the parts are added, too
-        self.layer_traces = {layer: sum(each[layer] for each in traces) for layer in self.layer_traces}
+        self._add_traces()
 
 
-class SamplesDivided(Engine):
+class SamplesDivided(Divided):
     r"""Gives every process some of the samples: it computes their factors once, and products with the factors that others send.
 
     With W processes of a symmetric kernel, process r multiplies its factors with its own and with those of processes r + 1, ..., r + W / 2
     (modulo W), so that each pair of shares is multiplied once. For even W both processes of the last pair multiply half of it. Where the
     factors of a share do not fit into the plan's memory, nothing travels: each process forms the blocks of its pairs by itself.
-
-    Args:
-        task: See ``Engine``; the same in all processes.
-        rows: See ``Engine``.
-        columns: See ``Engine``.
-        report: See ``Engine``.
-        processes: Those among which it is divided.
 
     Cost: a share of all passes and products, and the bytes of a share's factors sent to W / 2 others (W - 1 for two sets of samples).
     """
@@ -81,8 +88,7 @@ class SamplesDivided(Engine):
     def __init__(
         self, task: Task, rows: Combinations, columns: Combinations, report: Report, processes: Processes
     ) -> None:
-        super().__init__(task, rows, columns, report)
-        self._processes = processes
+        super().__init__(task, rows, columns, report, processes)
         self._filled: dict[tuple[int, int, int, int], None] = {}  # the blocks of the matrix that this process computes
 
     def _run(self, each: Pass, report: Report) -> None:
@@ -217,12 +223,11 @@ class SamplesDivided(Engine):
     def _collect_parts(self) -> None:
         processes = self._processes
         filled = processes.gather(list(self._filled))
-        for matrix in self.layer_matrices.values() or (self.matrix,):
+        for matrix in self._matrices:
             mine = [matrix[a:b, c:d].flatten() for a, b, c, d in self._filled]
             found = processes.gather_numbers(torch.cat(mine) if mine else matrix.new_empty(0))
             for rank, (blocks_of_one, numbers) in enumerate(zip(filled, found, strict=True)):
                 parts = iter(torch.split(numbers, [(b - a) * (d - c) for a, b, c, d in blocks_of_one]))
                 for a, b, c, d in blocks_of_one if rank != processes.rank else ():
                     matrix[a:b, c:d] = next(parts).view(b - a, d - c)
-        traces = processes.gather(self.layer_traces)
-        self.layer_traces = {layer: sum(each[layer] for each in traces) for layer in self.layer_traces}
+        self._add_traces()
