@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -18,13 +19,16 @@ from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.reading.jacobian_error import with_narrowing
 from lightning_conv.kernels.result import KernelGram
+from lightning_conv.kernels.sharded.task import ShardedTask
 from lightning_conv.machine.memory import allowed_memory
 from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.networks.narrow_watch import NarrowWatch, narrowing_of
 from lightning_conv.networks.narrowing import Narrowing, coarsest
+from lightning_conv.networks.sharded import as_found, is_sharded
 from lightning_conv.networks.stage import staged
+from lightning_conv.networks.supported import require_module
 from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.reporting.progress import Report, progress_bar, require_report
 
@@ -139,16 +143,28 @@ def ntk_gram(
     kind = contracted_outputs(outputs, cotangents, default="trace")
     require_seed(seed)
     require_report(progress)
+    require_module(model)
+    sharded = is_sharded(model)
+    if sharded and processes is not None:
+        raise ValueError(
+            "processes: given for a sharded module, whose kernel all of its processes compute together; leave it out"
+        )
     if processes is not None:  # the same cuts in all of them
         budgets = processes.gather(allowed_memory(max_memory, _device_of(model)))
         max_memory = min(budgets) // (1 if max_memory is not None else processes.world)
     request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
-    with undisturbed(model), staged(model, inputs) as stage, request.path(stage.stateless, inputs):
-        made = partial(
-            Task, stage, inputs, inputs2, parameters, request, plan, cotangents, cotangents2, remeasure=remeasure
-        )
-        task = made() if processes is None else processes.together(partial(made, processes=processes))
+    given = (inputs, inputs2, parameters, request, plan, cotangents, cotangents2)
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(model))
+        if sharded:
+            stack.enter_context(as_found(model))
+            task: Task = ShardedTask(model, *given, remeasure=remeasure)
+        else:
+            stage = stack.enter_context(staged(model, inputs))
+            stack.enter_context(request.path(stage.stateless, inputs))
+            made = partial(Task, stage, *given, remeasure=remeasure)
+            task = made() if processes is None else processes.together(partial(made, processes=processes))
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
             found, error, narrowing = _watched(task, seed, report, processes)
@@ -190,7 +206,7 @@ def _watched(
         The kernel, ``jacobian_error``, and the cast or the change of the outputs.
     """
     error, narrowing = task.anatomy.jacobian_error, task.anatomy.narrowing
-    if task.module.dtype != torch.float64:
+    if task.module.dtype != torch.float64 or task.module.recorder is not None:
         found = compute_kernel(task, seed, report, processes)
     else:
         watch = NarrowWatch(task.module, *(each for each in (task.inputs, task.others) if each is not None))

@@ -61,6 +61,9 @@ class StatelessModule:
             per forward under ``"frozen"``.
     """
 
+    recorder: Callable[[Mapping[str, Tensor]], Any] | None = None
+    """What makes a recorder of its layers, where the one for whole parameters does not see them."""
+
     def __init__(
         self,
         model: nn.Module,

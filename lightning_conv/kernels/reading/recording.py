@@ -17,6 +17,7 @@ from lightning_conv.kernels.rules import UNROLLED, Arguments, LayerRule, rule_of
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.narrowing import coarser
+from lightning_conv.networks.sharded import whole
 
 
 @dataclass
@@ -126,7 +127,7 @@ def record(
 
     With ``moved`` these take the place of the network's own parameters.
     """
-    with Recorder(tracked) as recorder:
+    with (module.recorder or Recorder)(tracked) as recorder:
         outputs = module.outputs(moved or {}, inputs)
     return outputs, recorder
 
@@ -146,7 +147,8 @@ def layer_gradients(
     if not calls or not outputs.requires_grad:
         return [None] * len(calls)
     grad_outputs = cotangent.to(outputs).expand_as(outputs)
-    return list(torch.autograd.grad(outputs, edges_of(calls), grad_outputs, retain_graph=keep, allow_unused=True))
+    found = torch.autograd.grad(outputs, edges_of(calls), grad_outputs, retain_graph=keep, allow_unused=True)
+    return [None if each is None else whole(each) for each in found]
 
 
 def _is_transformed() -> bool:

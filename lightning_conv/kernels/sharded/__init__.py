@@ -1,0 +1,1 @@
+"""Kernels of modules whose parameters are divided among processes."""
