@@ -6,7 +6,7 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -80,6 +80,9 @@ class KernelMonitor(Beginning):
     rests_until: float
     """A moment (``time.monotonic``) before which the hooks of a batch have nothing to do: what most of them look at, and nothing else."""
 
+    measures_sharded: ClassVar[bool] = False
+    """Whether it needs no more than kernels and outputs, which a module has whose parameters are divided among processes."""
+
     once: frozenset[str] = frozenset()
     """Scalars that stay the same during a run. Loggers get them at the first measurement of a fit, also in a resumed run, whose loggers may
     be different ones, and TensorBoard as settings when the fit ends; ``trainer.callback_metrics`` gets them at every measurement."""
@@ -134,7 +137,7 @@ class KernelMonitor(Beginning):
             raise MisconfigurationException(
                 f"{type(self).__name__}: loss_fn={self.loss_fn!r}; need loss_fn(outputs, targets), such as torch.nn.functional.mse_loss"
             )
-        require_whole_copies(trainer, type(self).__name__)
+        require_whole_copies(trainer, type(self).__name__, sharded=self.measures_sharded)
         warn_without_logger(trainer, self, "values")
         warn_of_early_stopping(trainer)
 

@@ -79,7 +79,7 @@ class KernelStability(KernelMonitor):
             ends the run.
 
     Raises:
-        MisconfigurationException: sharded strategies, another value of ``on_error``, parameters that the network does not have; with
+        MisconfigurationException: FSDP (1) and DeepSpeed, another value of ``on_error``, parameters that the network does not have; with
             ``on_error="raise"`` a network that cannot be measured: the message names what was seen, and the line to write.
 
     Cost: one ``ntk_gram`` (again in higher precision where lambda_min asks for it) and two eigenvalue problems of the
@@ -89,6 +89,8 @@ class KernelStability(KernelMonitor):
 
         trainer = Trainer(callbacks=[KernelStability(every_n_steps=50)])
     """
+
+    measures_sharded = True
 
     def __init__(
         self,

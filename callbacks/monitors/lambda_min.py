@@ -109,7 +109,7 @@ class LambdaMin(KernelMonitor):
             ends the run.
 
     Raises:
-        MisconfigurationException: sharded strategies, another value of ``on_error`` or ``per_layer``, parameters that the network
+        MisconfigurationException: FSDP (1) and DeepSpeed, another value of ``on_error`` or ``per_layer``, parameters that the network
             does not have; a ``bound`` that names nothing, or stands beside an estimate, a lower precision or ``"spectra"``, or a second
             one in the list; with ``on_error="raise"`` a kernel for which there is no room, or a network that cannot be measured: the
             message names what was seen, and the line to write.
@@ -122,6 +122,8 @@ class LambdaMin(KernelMonitor):
 
         trainer = Trainer(callbacks=[LambdaMin(probe=64), EarlyStopping("kernel/lambda_min", mode="max")])
     """
+
+    measures_sharded = True
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.network import RunNetwork, kept, network_of
 from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.sharded import NO_COPY, is_sharded_run, probe_of_sharded
 from lightning_conv.callbacks.run.step.optimizers import measured_parameters
 from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
 from lightning_conv.health.kernel.subset_parameters import Subset, subset_parameters
@@ -60,7 +61,11 @@ def measurement_of(
         MisconfigurationException: There are fewer than two samples, no such parameter, or no way to read samples.
         NotObservedError, NotATwinError, ...: The training step cannot be observed; ``cannot_measure`` makes a message of it.
     """
-    stored = stored or {}
+    stored, probe = stored or {}, probe_of_sharded(trainer, probe)
+    if bound is not None and is_sharded_run(trainer):
+        raise MisconfigurationException(
+            f"bound={bound!r}: {NO_COPY} in float64, and only a kernel in float64 proves a bound; leave bound= out"
+        )
     names = stored["parameters"] if stored else measured_parameters(trainer, probe)
     may_be_few = not stored and schedule.every_n_steps is None and "size" not in probe.given
     network = _network(trainer, probe, names, batch, stored.get("read"), may_be_few=may_be_few)
@@ -144,7 +149,8 @@ def _given_by_hand(trainer: pl.Trainer, probe: Probe, names: Sequence[str], batc
             "the samples were given by hand, and the step's own loss is that of a batch; Probe(size=...) measures such"
         )
     assert probe.inputs is not None
-    return RunNetwork(probe, *kept(probe.inputs, probe.targets, probe.size), loss)
+    sharded = is_sharded_run(trainer)
+    return RunNetwork(probe, *kept(probe.inputs, probe.targets, probe.size), loss, sharded=sharded)
 
 
 def two_samples_of(probe: Probe) -> Probe:

@@ -23,6 +23,7 @@ from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.probe_kernel import probe_kernel
 from lightning_conv.callbacks.run.ranks import Ranks, processes_of
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.sharded import ShardedMoment
 from lightning_conv.callbacks.run.steps import Parameters
 from lightning_conv.health.wording import counted, listed
 from lightning_conv.kernels.gram import KernelGram
@@ -64,7 +65,7 @@ class Measurement(MeasuredSamples):
     ) -> None:
         super().__init__(network)
         self._trainer = trainer
-        self._moments = Moments(trainer, network)
+        self._moments = Moments(trainer, network, ShardedMoment if network.sharded else Moment)
         self.decisions = Decisions(trainer, schedule)
         self.parameters, self.schedule, self.per_layer = tuple(parameters), schedule, per_layer
         self.precision: Precision = "fast"  # the one that last resolved lambda_min

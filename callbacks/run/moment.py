@@ -97,10 +97,11 @@ class Moments:
     Args:
         trainer: Trainer of the run.
         network: What is measured.
+        kind: What a moment is made of.
     """
 
-    def __init__(self, trainer: pl.Trainer, network: RunNetwork) -> None:
-        self._trainer, self._network = trainer, network
+    def __init__(self, trainer: pl.Trainer, network: RunNetwork, kind: type[Moment] = Moment) -> None:
+        self._trainer, self._network, self._kind = trainer, network, kind
         self._now: tuple[tuple[int, ...], Moment] | None = None
         self._head = ""  # name of the last linear layer, where it was found
 
@@ -121,9 +122,12 @@ class Moments:
         key = self._trainer.global_step, *(number for each in tensors for number in (each._version, _place(each)))
         if self._now is None or self._now[0] != key:
             self.forget()  # before the next copy is made
-            with isolated():
-                network = self._network.network(copy_of(self._trainer, module))
-            self._now = key, Moment(network, to_device(inputs, module.device), batch_norm, self._head)
+            if self._network.sharded:  # no copy of it is right
+                network = self._network.probe.network(module)
+            else:
+                with isolated():
+                    network = self._network.network(copy_of(self._trainer, module))
+            self._now = key, self._kind(network, to_device(inputs, module.device), batch_norm, self._head)
         return self._now[1]
 
     def change(self, inputs: Inputs, batch_norm: BatchNormMode) -> None:
@@ -136,7 +140,7 @@ class Moments:
         if self._now is not None:
             key, moment = self._now
             on_device = to_device(inputs, self._trainer.lightning_module.device)
-            self._now = key, Moment(moment.network, on_device, batch_norm, moment.head)
+            self._now = key, self._kind(moment.network, on_device, batch_norm, moment.head)
 
     def forget(self) -> None:
         """Forget the copy of the weights."""

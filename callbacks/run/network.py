@@ -23,6 +23,7 @@ from lightning_conv.callbacks.run.twin import Twin
 from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count, spread
 from lightning_conv.networks.observed.sample_lists import same_rest
+from lightning_conv.networks.sharded import is_sharded
 from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
 
@@ -39,6 +40,7 @@ class RunNetwork:
         observed: How the training step calls its network; None: the user has said it, by ``forward_fn``, ``input_fn`` or ``inputs``.
         asked: Number of samples that were asked for, where fewer were read, as the network is slow; None: all were.
         numbers: Number of each sample in the training set; None: the samples are not read from it now, or not by number.
+        sharded: Whether its parameters are divided among processes, so that it is measured itself and not a copy of it.
     """
 
     probe: Probe
@@ -48,11 +50,14 @@ class RunNetwork:
     observed: Observed | None = None
     asked: int | None = None
     numbers: tuple[int, ...] | None = None
+    sharded: bool = False
 
     @property
     def words(self) -> str:
         """How network and loss were found, for a user."""
         called = "called as the Probe says (given)" if self.observed is None else f"{self.observed.words} (observed)"
+        if self.sharded:
+            called = "sharded, and is called by its forward, on what a batch begins with, or as the Probe says"
         of = "" if self.probe.optimizer is None else f" of {self.probe.optimizer}"
         return f"the network{of} is {called}; {self.loss.words}"
 
@@ -115,6 +120,12 @@ def network_of(
     Raises:
         NotObservedError, NotATwinError, ...: The step cannot be observed on a copy, and the Probe does not say how the network is called.
     """
+    if is_sharded(trainer.lightning_module):
+        unseen = unknown(
+            "the parameters are sharded, so that the training step is not observed on a copy of the module"
+        )
+        given = take_inputs(batch, probe.input_fn)
+        return RunNetwork(probe, *kept(given, _targets(batch, probe, unseen), probe.size), unseen, sharded=True)
     if not probe.is_given:
         found = observe_run(trainer, probe, parameters, batch, samples, may_be_few=may_be_few)
         inputs = found.observed.inputs()

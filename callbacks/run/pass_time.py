@@ -11,8 +11,10 @@ import torch
 from lightning_conv.callbacks.run.data.batch import to_device
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.measurement import Measurement
+from lightning_conv.kernels.sharded.passes import seconds_of_pass
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import map_inputs, sample_count, spread
+from lightning_conv.networks.sharded import is_sharded
 from lightning_conv.networks.state import restored
 from lightning_conv.networks.undisturbed import undisturbed
 
@@ -63,6 +65,11 @@ def _timed(
     """
     network, found = measurement.network(), []
     batches = [to_device(spread(measurement.inputs, size), trainer.lightning_module.device) for size in sizes]
+    if is_sharded(network):
+        with isolated():
+            seconds_of_pass(network, measurement.parameters, batches[0])  # the first one loads and plans
+            both, backward, outputs = seconds_of_pass(network, measurement.parameters, batches[-1])
+        return [(sizes[-1], (together(trainer, both), together(trainer, backward)), outputs)]
     with isolated(), restored(network), undisturbed(network):
         # Whose statistics BatchNorm holds constant does not matter to the time.
         module = StatelessModule(network, batch_norm="batch" if measurement.probe.batch_norm == "batch" else "eval")

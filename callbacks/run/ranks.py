@@ -192,18 +192,25 @@ def processes_of(trainer: pl.Trainer) -> Processes | None:
     return _made[trainer]
 
 
-def require_whole_copies(trainer: pl.Trainer, name: str) -> None:
+def require_whole_copies(trainer: pl.Trainer, name: str, *, sharded: bool = False) -> None:
     """Refuse a strategy that divides the parameters among devices.
 
     Args:
         trainer: Trainer of the run.
         name: Of the callback.
+        sharded: Whether the callback measures modules that ``fully_shard`` or ``parallelize_module`` has divided.
 
     Raises:
         MisconfigurationException: It does.
     """
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)):
+    strategy = type(trainer.strategy).__name__
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
         raise MisconfigurationException(
-            f"{name}: {type(trainer.strategy).__name__} shards the parameters, and a kernel needs all of them on one device; use a single "
-            "device or DDP"
+            f"{name}: {strategy} shards the parameters in flat pieces that hide the layers; use ModelParallelStrategy with fully_shard "
+            "(FSDP2), which KernelStability and LambdaMin measure, or DDP, or a single device"
+        )
+    if isinstance(trainer.strategy, ModelParallelStrategy) and not sharded:
+        raise MisconfigurationException(
+            f"{name}: {strategy} shards the parameters, and {name} needs all of them on one device; use DDP or a single device, or "
+            "KernelStability and LambdaMin, which measure the sharded module"
         )

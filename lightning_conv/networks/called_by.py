@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -16,8 +18,29 @@ class CalledBy(nn.Module):
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Call the function with the module and the inputs as they were given (tensor, tuple or mapping)."""
         inputs = kwargs or (args[0] if len(args) == 1 else args)
+        if hasattr(self.module, "_get_fsdp_state"):
+            return _gathered(self.module, self._forward_fn, inputs)
         result: Tensor = self._forward_fn(self.module, inputs)  # type: ignore[operator]
         return result
+
+
+def _gathered(module: nn.Module, function: Any, inputs: Any) -> Tensor:
+    """Return ``function(module, inputs)`` as the forward of the module, so that FSDP gathers the parameters that it holds itself."""
+    own = vars(module)
+    before = {"forward": own["forward"]} if "forward" in own else {}
+
+    def forward(inputs: Any) -> Any:
+        own.pop("forward", None)
+        own.update(before)  # the function may call the module
+        return function(module, inputs)
+
+    own["forward"] = forward
+    try:
+        result: Tensor = module(inputs)
+    finally:
+        own.pop("forward", None)
+        own.update(before)
+    return result
 
 
 def called_by(module: nn.Module, forward_fn: object | None) -> nn.Module:
