@@ -20,6 +20,8 @@ from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.inputs import Inputs, sample_count, spread, take
 from lightning_conv.networks.sharded import whole
 
+NO_SAMPLES = "has a layer whose outputs show no samples (samples that couple, or no gradient at these weights)"
+
 ROWS = 16
 """Samples that pass through the network at once where only the uses of a few parameters are looked for."""
 
@@ -59,9 +61,7 @@ def read_sharded(module: ShardedModule, names: tuple[str, ...], inputs: Inputs) 
     why = dict.fromkeys(recorder.elsewhere, "is used by functions without a layer rule")
     for index, call in enumerate(calls):
         if plain[index] is not None and index not in axes:
-            why |= dict.fromkeys(
-                call.names.values(), "has a layer whose outputs show no samples, or no gradient at these weights"
-            )
+            why |= dict.fromkeys(call.names.values(), NO_SAMPLES)
     present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
     sites: list[Site] = []
     unused: list[str] = []
