@@ -98,7 +98,7 @@ def measure(rank: int, world: int, store: str, sizes: dict[str, int]) -> tuple[M
     held = _resident("VmRSS") - before
     Path("/proc/self/clear_refs").write_text("5")
     begun = time.process_time()
-    gram = ntk_gram(module, inputs, outputs="trace", precision="exact", max_memory=2**29)
+    gram = ntk_gram(module, inputs, outputs="trace", precision="exact", max_memory=2**31)
     seconds = time.process_time() - begun
     width = sum(each.numel() * each.element_size() for each in module.parameters())
     return (
@@ -186,7 +186,7 @@ Made by `python benchmarks/sharded.py` on {date.today().isoformat()}, {processor
 {markdown_table(head, rows)}
 
 *Held before* is what the resident memory of a process rises by when the module is made, and *peak* the most that it rises
-above the same point while `ntk_gram(module, inputs, precision="exact", max_memory=2**29)` runs; of several processes the
+above the same point while `ntk_gram(module, inputs, precision="exact", max_memory=2**31)` runs; of several processes the
 largest is shown. Freed memory is returned to the system at once (`MALLOC_TRIM_THRESHOLD_=0`). *Difference* is that of the
 kernels, relative to the largest entry. One process compares its network with a copy in float64, which a sharded module does
 not have; the rounding is then estimated by noise of its size. Each process of several makes all passes; only the parameters

@@ -34,6 +34,7 @@ from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.network import is_lazy
 from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.ranks import require_whole_copies
+from lightning_conv.callbacks.run.sharded import failing_together
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
 
@@ -265,7 +266,11 @@ class KernelMonitor(Beginning):
             return
         begun, step = time.perf_counter(), trainer.global_step
         what = f"{self._name}: no measurement"
-        with measuring(trainer), guarded(step, what, failures=self.failures) as attempt:
+        with (
+            measuring(trainer),
+            guarded(step, what, failures=self.failures) as attempt,
+            failing_together(trainer),
+        ):
             self._measure(trainer, pl_module, last=last)
         if attempt.failed:
             self._last_step, self.failed = step, [*self.failed, step]

@@ -20,6 +20,7 @@ from lightning_conv.callbacks.run.logging import publish
 from lightning_conv.callbacks.run.measurement import Measurement
 from lightning_conv.callbacks.run.measuring import measuring
 from lightning_conv.callbacks.run.schedule import Schedule
+from lightning_conv.callbacks.run.sharded import failing_together
 from lightning_conv.callbacks.run.step.seeking import NotObservedError
 
 NOTHING = "Nothing is measured"
@@ -65,7 +66,7 @@ class Beginning(Kept):
         if trainer.received_sigterm:
             return
         # What reading and observing fail by is the user's code: any error.
-        with measuring(trainer), self._first(trainer, batch):
+        with measuring(trainer), self._first(trainer, batch), failing_together(trainer):
             if trainer.fast_dev_run:  # type: ignore[attr-defined]
                 two, schedule = two_samples_of(self.probe), Schedule(1, 1.0)
                 measurement_of(trainer, two, schedule, batch=batch, bound=self.bound).at(0)

@@ -57,7 +57,7 @@ class RunNetwork:
         """How network and loss were found, for a user."""
         called = "called as the Probe says (given)" if self.observed is None else f"{self.observed.words} (observed)"
         if self.sharded:
-            called = "sharded, and is called by its forward, on what a batch begins with, or as the Probe says"
+            called = "sharded, and called by its forward on what a batch begins with, or as the Probe says"
         of = "" if self.probe.optimizer is None else f" of {self.probe.optimizer}"
         return f"the network{of} is {called}; {self.loss.words}"
 

@@ -187,6 +187,15 @@ def processes_of(trainer: pl.Trainer) -> Processes | None:
     """
     if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):
         return None
+    return all_processes(trainer)
+
+
+def all_processes(trainer: pl.Trainer) -> Processes:
+    """Return all processes of a run, which wait for each other for a limited time only; they call this together.
+
+    Args:
+        trainer: Trainer of the run.
+    """
     if trainer not in _made:
         _made[trainer] = Processes()
     return _made[trainer]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -15,9 +16,11 @@ from lightning_conv.callbacks.run.features import LastFeatures
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.moment import Moment
 from lightning_conv.callbacks.run.probe import Probe
+from lightning_conv.callbacks.run.ranks import all_processes
 from lightning_conv.kernels.sharded.passes import sharded_outputs
 from lightning_conv.losses.gradient import SampleLoss
 from lightning_conv.losses.kind import LossFn
+from lightning_conv.machine.processes import ProcessesError
 from lightning_conv.networks.sharded import get_ready, is_sharded
 
 Seen = TypeVar("Seen")
@@ -33,6 +36,44 @@ def is_sharded_run(trainer: pl.Trainer) -> bool:
         trainer: Trainer of the run.
     """
     return isinstance(trainer.strategy, ModelParallelStrategy) and is_sharded(trainer.lightning_module)
+
+
+class PartedError(BaseException):
+    """A measurement has failed on some processes of a sharded run and not on others, so that their collectives no longer match.
+
+    No handler of errors may go on after it: a training step would take what another process has sent for a measurement.
+    """
+
+
+@contextmanager
+def failing_together(trainer: pl.Trainer) -> Iterator[None]:
+    """Let an error in this block be that of all processes of a sharded run; in other runs nothing is done.
+
+    Args:
+        trainer: Trainer of the run.
+
+    Raises:
+        PartedError: It fails on some of them only, or one does not answer in time.
+    """
+    if not is_sharded_run(trainer):
+        yield
+        return
+    processes, error = all_processes(trainer), None
+    try:
+        yield
+    except Exception as failed:  # of any kind: the forward is the user's
+        error = failed
+    try:
+        found = processes.gather("" if error is None else f"{type(error).__name__}: {error}")
+    except ProcessesError as parted:
+        raise PartedError(
+            f"a measurement of a sharded run: {parted}{'' if error is None else f'; here: {error}'}"
+        ) from error
+    if error is not None and all(found):
+        raise error
+    if any(found):
+        which = "; ".join(f"process {rank}: {said}" for rank, said in enumerate(found) if said)
+        raise PartedError(f"a measurement of a sharded run has failed on some processes only ({which})") from error
 
 
 def probe_of_sharded(trainer: pl.Trainer, probe: Probe) -> Probe:

@@ -16,7 +16,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 HOW_TO = [DOCS / "first_run.md", *sorted((DOCS / "how_to").glob("*.md"))]
 CONCEPTS = [page for page in sorted((DOCS / "concepts").glob("*.md")) if "```python" in page.read_text()]
 PAGES = [*HOW_TO, *CONCEPTS, DOCS / "sketches.md"]
-SCRIPTS = {"ddp.md"}
+SCRIPTS = {"ddp.md", "sharded.md"}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PRINTED = "# > "
 
