@@ -125,7 +125,9 @@ def network_of(
             "the parameters are sharded, so that the training step is not observed on a copy of the module"
         )
         given = take_inputs(batch, probe.input_fn)
-        return RunNetwork(probe, *kept(given, _targets(batch, probe, unseen), probe.size), unseen, sharded=True)
+        # All processes evaluate one network on the same samples, also where each reads others.
+        read = trainer.strategy.broadcast(kept(given, _targets(batch, probe, unseen), probe.size))
+        return RunNetwork(probe, *read, unseen, sharded=True)
     if not probe.is_given:
         found = observe_run(trainer, probe, parameters, batch, samples, may_be_few=may_be_few)
         inputs = found.observed.inputs()

@@ -17,6 +17,7 @@ from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.origins import NoSuchPathError
+from lightning_conv.networks.sharded import is_sharded
 from lightning_conv.reporting.progress import Report
 
 
@@ -80,8 +81,9 @@ def resolved_spectrum(
         plan = plans.get(each, next(iter(plans.values()))) if plans else None
         try:
             return computed(each, plan)
-        except ValueError:
-            if plan is None:
+        except ValueError as error:
+            # Of a sharded module another process may not have failed, and would wait for passes that are not made again.
+            if plan is None or (is_sharded(model) and not str(error).startswith("plan:")):
                 raise
             return computed(each, None)
 
