@@ -77,6 +77,7 @@ class ConvergenceReport(SeriesKeeper):
         self.name = name
         self.html = html
         self._of_run: Path | None = None
+        self._begun = False  # whether the training has begun
         # Lightning asks for it at every hook.
         self._key = self._generate_state_key(folder=folder, name=name)
 
@@ -89,7 +90,7 @@ class ConvergenceReport(SeriesKeeper):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._of_run = None
+            self._of_run, self._begun = None, False
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._of_run = self.folder_of(trainer)
 
@@ -105,6 +106,11 @@ class ConvergenceReport(SeriesKeeper):
         return Path(Ranks(trainer).broadcast(str(found)))
 
     @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
+
+    @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # This is later than on_train_end, in which the monitors measure for the last time.
         broken = [each.diverged_at for each in monitors_of(trainer, ConvergenceHealth) if each.diverged_at is not None]
@@ -113,7 +119,7 @@ class ConvergenceReport(SeriesKeeper):
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # There must be no collective here: the other processes may be gone.
-        if trainer.training or trainer.validating or trainer.sanity_checking:
+        if self._begun and (trainer.training or trainer.validating):
             stopped = isinstance(exception, (KeyboardInterrupt, SystemExit, SIGTERMException))
             self._write(trainer, pl_module, f"{'interrupted' if stopped else 'failed'} ({type(exception).__name__})")
 

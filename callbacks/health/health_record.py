@@ -76,6 +76,11 @@ class HealthRecord:
         return self._parts.undecided
 
     @property
+    def is_measured(self) -> bool:
+        """Return whether a measurement was made."""
+        return bool(self._measured)
+
+    @property
     def failures(self) -> Failures:
         """Return the parts of a measurement that ended in an error."""
         return self._parts.failures

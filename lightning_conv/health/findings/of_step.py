@@ -100,7 +100,8 @@ def of_small_batches(finding: Finding, samples: int, batch: int) -> Finding:
         return finding
     each = "single samples" if batch == 1 else f"batches of {batch}"
     return replace(
-        finding, sentence=f"{finding.sentence} That is of {samples} samples together, not of {each}, whose curvature may be larger."
+        finding,
+        sentence=f"{finding.sentence} That is of {samples} samples together, not of {each}, whose curvature may be larger.",
     )
 
 

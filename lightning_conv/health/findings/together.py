@@ -30,7 +30,7 @@ def findings_of_finiteness(
         inputs = first is not None and first.kind == "input"
         kept.append(finding_of_not_finite(first, step=step or 0, inputs_checked=inputs))
         if first is not None and inputs and not first.skipped:
-            kept = [each for each in kept if each.name != "loss_rise" or each.step < first.step]
+            kept = [each for each in kept if each.name != "loss_rise" or (each.step or 0) < first.step]
     rises = any(each.name in ("loss_rise", "not_finite") and each.level != "ok" for each in kept)
     low = None if progress is None or rises else finding_of_progress(progress)
     return kept if low is None else [*kept, low]

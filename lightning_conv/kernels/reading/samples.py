@@ -10,6 +10,10 @@ from torch import Tensor
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
 
 
+class NotFiniteSamplesError(ValueError):
+    """Samples contain NaN or infinity."""
+
+
 def bytes_by_storage(inputs: Inputs) -> dict[int, int]:
     """Return the bytes of each tensor of ``inputs``, by the address of its storage (which may contain more samples)."""
     return {t.untyped_storage().data_ptr(): t.numel() * t.element_size() for t in input_tensors(inputs)}
@@ -45,12 +49,12 @@ def require_float_inputs(inputs: Inputs) -> None:
     """Refuse inputs with NaN or infinity before anything is computed.
 
     Raises:
-        ValueError: an input contains NaN or infinity.
+        NotFiniteSamplesError: An input contains NaN or infinity.
     """
     for position, tensor in enumerate(input_tensors(inputs)):
         # A finite sum proves that all numbers are finite; the converse fails, as the sum may overflow.
         suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
         if suspect and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
+            raise NotFiniteSamplesError(
                 f"inputs: tensor {position} of shape {tuple(tensor.shape)} contains NaN or infinity; clean the samples"
             )
