@@ -70,7 +70,9 @@ class HealthHooks(KernelMonitor):
             found.setdefault(reason, []).append(name)
         if not self._record.is_measured:
             waits = self._kernel is not None and not self.failures.words
-            reason = f"{NEVER}, as it takes longer than the run allows for; every_n_steps= asks for it" if waits else NEVER
+            reason = (
+                f"{NEVER}, as it takes longer than the run allows for; every_n_steps= asks for it" if waits else NEVER
+            )
             found.setdefault(reason, []).extend(AT_A_MEASUREMENT)
         return found
 
