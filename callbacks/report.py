@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
+from lightning_conv.arguments import require_truth, require_type
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.base import KernelMonitor
@@ -57,6 +60,9 @@ class ConvergenceReport(SeriesKeeper):
         name: of the files, without their endings.
         html: whether to write the HTML file.
 
+    Raises:
+        MisconfigurationException: One of them is of another type.
+
     Cost: 0.2 to 0.4 s for the figure in the HTML file at the end of the fit, for each optimizer (one core of a server, 2026). It is left
     out where the callbacks of the run would then have taken more than twice their ``max_overhead`` and more than 1.6 s; the page names the
     command that draws it. As ``convergence.png`` it takes as long again, and is left out in the same way. The rest takes milliseconds,
@@ -73,6 +79,12 @@ class ConvergenceReport(SeriesKeeper):
 
     def __init__(self, folder: str | None = None, name: str = "convergence", html: bool = True) -> None:
         super().__init__()
+        try:
+            require_type("folder", folder, (str, os.PathLike, type(None)), "a path, or None for the folder of the run")
+            require_type("name", name, str, "the name of the files without an ending, such as 'convergence'")
+            require_truth("html", html)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"ConvergenceReport: {error}") from error
         self.folder = folder
         self.name = name
         self.html = html

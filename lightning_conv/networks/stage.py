@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_conv.networks.called_on import called_on
 from lightning_conv.networks.copying import HOOKS, Copy
 from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.evaluation import StatelessModule
@@ -76,7 +77,7 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
         The stage.
 
     Raises:
-        ValueError: a layer is not initialised yet or is quantised.
+        ValueError: a layer is not initialised yet or is quantised, or the model cannot be called on the samples.
 
     Cost: a copy of the attributes; a forward of at most three samples, with their gradients if there are hooks; a copy of the weights
     for this time.
@@ -84,10 +85,18 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
     require_supported(model)
     stage = _copied_stage(model, inputs)
     if stage is not None:
-        yield stage
+        with _named(stage, inputs):
+            yield stage
         return
     with restored(model) as put_back:
-        yield Stage(model, None, before=put_back, copies=True)
+        stage = Stage(model, None, before=put_back, copies=True)
+        with _named(stage, inputs):
+            yield stage
+
+
+def _named(stage: Stage, inputs: Inputs) -> AbstractContextManager[None]:
+    """Return a context in which samples that the module cannot be called on are named."""
+    return called_on(type(stage.module).__name__, inputs, lambda: _function(stage).call({}, inputs))
 
 
 def _copied_stage(model: nn.Module, inputs: Inputs) -> Stage | None:
