@@ -1,52 +1,31 @@
-"""``called_on``: samples on which a module cannot be called are named as the cause of what fails there."""
+"""``called_on``: an error of a module's own forward says on which samples it was called."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from traceback import walk_tb
 
-import torch
-
+from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors
 
-OWN = str(Path(__file__).parent.parent)
-"""Folder of this package, whose own errors say what to do."""
+OF_TORCH = (RuntimeError, NotImplementedError, IndexError)
+"""What torch raises for samples of another type or shape; this package raises other types."""
 
 
 @contextmanager
-def called_on(name: str, inputs: Inputs, call: Callable[[], object]) -> Iterator[None]:
-    """Name the samples as the cause of an error of the block, where the module alone fails on them in the same way.
+def called_on(name: str, inputs: Inputs) -> Iterator[None]:
+    """Add a note with the samples to an error of the module's own forward, which stays what it is.
 
     Args:
         name: Of the module's class.
-        inputs: Its samples.
-        call: Calls it on them.
-
-    Raises:
-        ValueError: The module cannot be called on the samples.
-
-    Cost: a forward, after an error only.
+        inputs: The samples on which it is called.
     """
     try:
         yield
-    except Exception as error:
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or not _fails_alike(call, error):
-            raise
-        shapes = ", ".join(f"{tuple(each.shape)} of {each.dtype}" for each in input_tensors(inputs))
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ValueError(
-            f"inputs: {name} cannot be called on {shapes} ({said}); pass what its forward takes"
-        ) from error
-
-
-def _fails_alike(call: Callable[[], object], error: Exception) -> bool:
-    """Return whether the module by itself raises this error."""
-    try:
-        with torch.no_grad():
-            call()
-    except Exception as own:
-        *_, (frame, _) = walk_tb(own.__traceback__)
-        return type(own) is type(error) and not frame.f_code.co_filename.startswith(OWN)
-    return False
+    except OF_TORCH as error:
+        called = any(frame.f_code is StatelessModule.call.__code__ for frame, _ in walk_tb(error.__traceback__))
+        if called and type(error) in OF_TORCH:
+            shapes = ", ".join(f"{tuple(each.shape)} of {each.dtype}" for each in input_tensors(inputs))
+            error.add_note(f"inputs: {name} was called on samples of {shapes}; pass what its forward takes")
+        raise

@@ -77,7 +77,7 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
         The stage.
 
     Raises:
-        ValueError: a layer is not initialised yet or is quantised, or the model cannot be called on the samples.
+        ValueError: a layer is not initialised yet or is quantised.
 
     Cost: a copy of the attributes; a forward of at most three samples, with their gradients if there are hooks; a copy of the weights
     for this time.
@@ -85,18 +85,11 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
     require_supported(model)
     stage = _copied_stage(model, inputs)
     if stage is not None:
-        with _named(stage, inputs):
+        with called_on(type(model).__name__, inputs):
             yield stage
         return
-    with restored(model) as put_back:
-        stage = Stage(model, None, before=put_back, copies=True)
-        with _named(stage, inputs):
-            yield stage
-
-
-def _named(stage: Stage, inputs: Inputs) -> AbstractContextManager[None]:
-    """Return a context in which samples that the module cannot be called on are named."""
-    return called_on(type(stage.module).__name__, inputs, lambda: _function(stage).call({}, inputs))
+    with restored(model) as put_back, called_on(type(model).__name__, inputs):
+        yield Stage(model, None, before=put_back, copies=True)
 
 
 def _copied_stage(model: nn.Module, inputs: Inputs) -> Stage | None:
