@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.arguments import require_seed
+from lightning_conv.arguments import require_seed, require_truth, require_type
 from lightning_conv.kernels.engine.kernel import compute_kernel
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
@@ -70,7 +70,9 @@ def ntk_gram(
 
     Args:
         model: a module that returns one tensor with samples along dimension 0, each row depending on its own sample
-            only.
+            only. One whose parameters ``fully_shard`` or ``parallelize_module`` has divided among processes is evaluated itself, in eval
+            mode, and left as it was found; all of its processes call this together, with the same arguments, and get the same kernel.
+            Every parameter then needs a layer rule, and ``"certified"``, ``engine="jacobian"`` and statistics of a batch are refused.
         inputs: n samples: a tensor, or a tuple or mapping of tensors that all have n rows.
         inputs2: m further samples: computes the kernel between ``inputs`` (rows) and these (columns). None: ``inputs``.
         outputs: which of the C outputs enter. ``"trace"``: (n, n), the sum over c = d. ``"full"``: (n C, n C), row i C
@@ -143,6 +145,9 @@ def ntk_gram(
     kind = contracted_outputs(outputs, cotangents, default="trace")
     require_seed(seed)
     require_report(progress)
+    require_truth("remeasure", remeasure)
+    require_type("plan", plan, (NTKPlan, type(None)), "a plan of plan_ntk, or None")
+    require_type("processes", processes, (Processes, type(None)), "Processes(), or None to compute it alone")
     require_module(model)
     sharded = is_sharded(model)
     if sharded and processes is not None:

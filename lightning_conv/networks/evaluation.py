@@ -29,6 +29,7 @@ from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
 from lightning_conv.networks.outputs import described
 from lightning_conv.networks.parameter_names import aliases_of, places_of
+from lightning_conv.networks.sharded import require_whole
 
 BatchNormMode: TypeAlias = Literal["eval", "frozen", "batch"]
 
@@ -58,7 +59,7 @@ class StatelessModule:
 
     Raises:
         ValueError: ``batch_norm`` is unknown; a BatchNorm layer has no running statistics (unless ``"batch"``), or is called twice
-            per forward under ``"frozen"``.
+            per forward under ``"frozen"``; the parameters are sharded.
     """
 
     recorder: Callable[[Mapping[str, Tensor]], Any] | None = None
@@ -75,6 +76,7 @@ class StatelessModule:
         copies: bool = False,
     ) -> None:
         require_option("batch_norm", batch_norm, get_args(BatchNormMode))
+        require_whole(model)
         self.model, self.batch_norm, self.before, self.copies = model, batch_norm, before, copies
         numbers = [p for p in (*model.parameters(), *model.buffers()) if p.is_floating_point() or p.is_complex()]
         self.device = numbers[0].device if numbers else torch.device("cpu")
@@ -148,7 +150,13 @@ class StatelessModule:
             self.parameters = own
 
     def convert(self, inputs: Inputs) -> Inputs:
-        """Return ``inputs`` on the device and, where they are floating, in the type of this evaluation."""
+        """Return ``inputs`` on the device and, where they are floating, in the type of this evaluation.
+
+        Raises:
+            TypeError: A tensor is on the device ``meta``, and the module is not.
+        """
+        if self.device.type != "meta" and any(each.is_meta for each in input_tensors(inputs)):
+            raise TypeError("inputs: a tensor is on the device meta, where it has no numbers; pass samples")
         return map_inputs(lambda tensor: self._convert(tensor.detach()), inputs)
 
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:

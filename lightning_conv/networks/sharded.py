@@ -38,6 +38,22 @@ def is_sharded(model: nn.Module) -> bool:
     return bool(_parts(model)) or any(map(is_divided, (*model.parameters(), *model.buffers())))
 
 
+def require_whole(model: nn.Module) -> None:
+    """Refuse a sharded module where a copy of it or all of its parameters are needed.
+
+    Args:
+        model: the argument of this name.
+
+    Raises:
+        ValueError: it is sharded.
+    """
+    if is_sharded(model):
+        raise ValueError(
+            "model: its parameters are sharded, and this needs all of them in one process; ntk_gram computes its kernel as it is, "
+            "and anything else is computed of a module that is not sharded (gather the state_dict)"
+        )
+
+
 def is_divided(tensor: object) -> bool:
     """Return whether a tensor is a ``DTensor``."""
     return hasattr(tensor, "full_tensor") and hasattr(tensor, "placements")

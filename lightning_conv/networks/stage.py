@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_conv.networks.called_on import called_on
 from lightning_conv.networks.copying import HOOKS, Copy
 from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count, take
 from lightning_conv.networks.narrow_types import is_floating, storage_of, tensors_in, written_by
+from lightning_conv.networks.sharded import require_whole
 from lightning_conv.networks.state import Kept, restored
 from lightning_conv.networks.supported import require_supported
 
@@ -76,17 +78,19 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
         The stage.
 
     Raises:
-        ValueError: a layer is not initialised yet or is quantised.
+        ValueError: a layer is not initialised yet or is quantised; the parameters are sharded.
 
     Cost: a copy of the attributes; a forward of at most three samples, with their gradients if there are hooks; a copy of the weights
     for this time.
     """
     require_supported(model)
+    require_whole(model)
     stage = _copied_stage(model, inputs)
     if stage is not None:
-        yield stage
+        with called_on(type(model).__name__, inputs):
+            yield stage
         return
-    with restored(model) as put_back:
+    with restored(model) as put_back, called_on(type(model).__name__, inputs):
         yield Stage(model, None, before=put_back, copies=True)
 
 

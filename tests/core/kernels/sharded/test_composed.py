@@ -16,7 +16,8 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.checkpoint import checkpoint
 
-from lightning_conv import ntk_gram
+from lightning_conv import NTKOperator, ntk_gram, plan_ntk
+from lightning_conv.machine.processes import Processes
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +133,15 @@ def composed(rank, world):
         register_fsdp_forward_method(block, "inner")
     other.forward = lambda x: other.head(other.blocks[1].inner(other.blocks[0].inner(other.first(x))).mean(1))
     measure("another method", fully_shard(other, mesh=mesh))
+    for name, other in {
+        "plan": lambda: plan_ntk(shard(Network(), mesh), INPUTS),
+        "operator": lambda: NTKOperator(shard(Network(), mesh), INPUTS),
+        "processes": lambda: ntk_gram(shard(Network(), mesh), INPUTS, processes=Processes(30)),
+    }.items():
+        try:
+            other()
+        except ValueError as error:
+            found[name] = str(error)
     renormed = nn.Sequential(nn.Embedding(5, 3, max_norm=1.0), nn.Linear(3, 2))
     fully_shard(renormed, mesh=mesh)
     try:
@@ -206,6 +216,9 @@ REFUSED = {
     "without a rule": "'first.bias' is used by functions without a layer rule",
     "another method": "has no layer rule",
     "renormed": "max_norm",
+    "plan": "its parameters are sharded, and this needs all of them in one process",
+    "operator": "its parameters are sharded, and this needs all of them in one process",
+    "processes": "processes: given for a sharded module",
 }
 
 
