@@ -200,5 +200,5 @@ def _watched(
         error = with_narrowing(error, task.module.dtype, narrowing)
     if processes is None:
         return found, task.jacobian_error(error, found.matrix), narrowing
-    errors = processes.gather(task.jacobian_error(error, found.matrix))
-    return found, max(errors), coarsest(processes.gather(narrowing))
+    errors, seen = zip(*processes.gather((task.jacobian_error(error, found.matrix), narrowing)), strict=True)
+    return found, max(errors), coarsest(seen)
