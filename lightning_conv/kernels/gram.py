@@ -109,7 +109,7 @@ def ntk_gram(
             predicted. A function is called with the share that is done instead.
         processes: those among which the passes and products are divided, exactly: by outputs, or by samples, as is cheaper
             (``NTKPlan.division``). All of them call with the same arguments and weights, and get the same kernel. The network is
-            read by each of them. With ``batch_norm="batch"`` nothing is divided.
+            read by each of them. With ``batch_norm="batch"`` rows of J are divided, and columns of the products.
 
     Returns:
         The matrix in float64, with ``floor``, a proven bound on its rounding error, and what else is known about it.

@@ -18,6 +18,7 @@ from lightning_conv.callbacks import (
     LambdaMin,
     Probe,
 )
+from lightning_conv.callbacks.run import budget, observe_run, schedule
 from lightning_conv.callbacks.run.guarded import set_strict
 
 SAMPLES = 32
@@ -60,6 +61,8 @@ class Net(pl.LightningModule):
 
 def main(folder):
     set_strict(True)
+    # What is measured must not depend on how fast the machine is.
+    budget.LEAST_SECONDS = schedule.FIRST_SECONDS = schedule.SHORT_RUN_SECONDS = observe_run.SLOW = 1e4
     torch.set_num_threads(1)
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     pl.seed_everything(0, verbose=False)
@@ -69,8 +72,8 @@ def main(folder):
     callbacks = [
         LambdaMin(probe, every_n_steps=2),
         KernelStability(probe, every_n_steps=2),
-        ConvergenceCriteria(),
-        ConvergenceHealth(every_n_steps=2),
+        ConvergenceCriteria(probe=Probe(SAMPLES), every_n_steps=2),
+        ConvergenceHealth(probe=Probe(SAMPLES), every_n_steps=2),
         guard,
     ]
     kept = Kept()
