@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.arguments import require_seed
+from lightning_conv.arguments import require_seed, require_truth, require_type
 from lightning_conv.kernels.engine.kernel import compute_kernel
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
@@ -139,6 +139,9 @@ def ntk_gram(
     kind = contracted_outputs(outputs, cotangents, default="trace")
     require_seed(seed)
     require_report(progress)
+    require_truth("remeasure", remeasure)
+    require_type("plan", plan, (NTKPlan, type(None)), "a plan of plan_ntk, or None")
+    require_type("processes", processes, (Processes, type(None)), "Processes(), or None to compute it alone")
     if processes is not None:  # the same cuts in all of them
         budgets = processes.gather(allowed_memory(max_memory, _device_of(model)))
         max_memory = min(budgets) // (1 if max_memory is not None else processes.world)

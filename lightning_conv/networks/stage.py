@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_conv.networks.called_on import called_on
 from lightning_conv.networks.copying import HOOKS, Copy
 from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.evaluation import StatelessModule
@@ -84,9 +85,10 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
     require_supported(model)
     stage = _copied_stage(model, inputs)
     if stage is not None:
-        yield stage
+        with called_on(type(model).__name__, inputs):
+            yield stage
         return
-    with restored(model) as put_back:
+    with restored(model) as put_back, called_on(type(model).__name__, inputs):
         yield Stage(model, None, before=put_back, copies=True)
 
 

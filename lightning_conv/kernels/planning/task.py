@@ -79,12 +79,13 @@ class Task:
         for each in (inputs, inputs2):
             if each is not None:
                 sample_count(each)
-                require_float_inputs(each)
         given = checked_sets(inputs, inputs2, cotangents, cotangents2)
         self.module = stage.stateless(dtype=request.dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)
         self.inputs = self.module.convert(inputs)
         self.others = None if inputs2 is None else self.module.convert(inputs2)
+        for each in self._sets:
+            require_float_inputs(each, partial(self.module.outputs, {}, each))
         self.couples = request.batch_norm == "batch"
         if self.couples and inputs2 is not None:
             raise ValueError(
