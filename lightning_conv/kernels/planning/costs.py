@@ -62,9 +62,7 @@ class Contribution:
     fixed_bytes: int  # per sample, kept until its products are done: what does not depend on the outputs
     output_bytes: int  # per sample and output
     formed_late: bool = False  # per-sample gradients are formed when they are multiplied, and A and B kept instead
-    patch_bytes: int = (
-        0  # per sample, of A where it is formed late: another process gets it where the layer's input is larger
-    )
+    patch_bytes: int = 0  # per sample, of A where it is formed late: it is sent where the layer's input is larger
 
     def sent_bytes(self, outputs: int) -> int:
         """Return the bytes that another process gets of one sample and this many outputs."""
