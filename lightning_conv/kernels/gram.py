@@ -115,7 +115,7 @@ def ntk_gram(
             predicted. A function is called with the share that is done instead.
         processes: those among which the passes and products are divided, exactly: by outputs, or by samples, as is cheaper
             (``NTKPlan.division``). All of them call with the same arguments and weights, and get the same kernel. The network is
-            read by each of them. With ``batch_norm="batch"`` nothing is divided.
+            read by each of them. With ``batch_norm="batch"`` rows of J are divided, and columns of the products.
 
     Returns:
         The matrix in float64, with ``floor``, a proven bound on its rounding error, and what else is known about it.
@@ -221,5 +221,5 @@ def _watched(
         error = with_narrowing(error, task.module.dtype, narrowing)
     if processes is None:
         return found, task.jacobian_error(error, found.matrix), narrowing
-    errors = processes.gather(task.jacobian_error(error, found.matrix))
-    return found, max(errors), coarsest(processes.gather(narrowing))
+    errors, seen = zip(*processes.gather((task.jacobian_error(error, found.matrix), narrowing)), strict=True)
+    return found, max(errors), coarsest(seen)

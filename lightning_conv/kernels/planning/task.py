@@ -95,7 +95,8 @@ class Task:
         start = time.perf_counter()
         self.anatomy = self._read(by_gradients=remeasure) if plan is None else plan.reading
         if plan is not None and remeasure:
-            self.anatomy = rounded_again(self.anatomy, self.module, self.inputs)
+            share = None if processes is None or self.couples else processes.share
+            self.anatomy = rounded_again(self.anatomy, self.module, self.inputs, share)
         if not self.couples:  # a network whose samples couple is read on all of them
             allowed = allowed_memory(request.max_memory, self.module.device)
             self.anatomy = with_late_parameters(self.anatomy, self.module, self._sets, allowed)
@@ -144,8 +145,7 @@ class Task:
         if self.couples:
             return require_repeatable(self.module, self.inputs)
         sets = self._sets
-        if self._processes is not None and self.plan.division is not None and self.plan.division.by == "samples":
-            # Each looks at the samples that it passes through the network.
+        if self._processes is not None and self.plan.division is not None:  # each looks at a share of the samples
             sets = [take(each, self._processes.share(sample_count(each))) for each in sets]
         if (few := reading_samples(self.inputs, self.others)) is not self.inputs:
             sets.append(few)

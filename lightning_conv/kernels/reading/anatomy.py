@@ -5,7 +5,7 @@ Everything is checked numerically: a rule is used only where it reproduces the g
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -124,13 +124,17 @@ def read_network(
     return _read(module, names, few, rules=rules, in_channels_last=False, by_gradients=by_gradients)
 
 
-def rounded_again(anatomy: Anatomy, module: StatelessModule, inputs: Inputs) -> Anatomy:
+def rounded_again(
+    anatomy: Anatomy, module: StatelessModule, inputs: Inputs, share: Callable[[int], slice] | None = None
+) -> Anatomy:
     """Return what was found in a network, with the rounding of its Jacobian as it is at the weights of now.
 
     Args:
         anatomy: what was found at other weights.
         module: the network.
         inputs: the samples of the kernel.
+        share: which of the chosen samples are looked at here, by their number, where several processes look, whose largest result
+            counts; None: all.
 
     Cost: two gradients of at most three samples, one of them in the other precision.
     """
@@ -141,6 +145,9 @@ def rounded_again(anatomy: Anatomy, module: StatelessModule, inputs: Inputs) -> 
     mixture = mixture.to(next(iter(module.parameters.values())))
     if module.batch_norm != "batch" and anatomy.forward_bytes * sample_count(few) > LARGE:
         few, mixture = take(few, slice(1)), mixture[:1]
+    mine = slice(None) if share is None else share(sample_count(few))
+    if mine != slice(None) and mine.start < mine.stop:  # with fewer samples than processes some look at all of them
+        few, mixture = take(few, mine), mixture[mine]
     truth = parameter_gradients(module, anatomy.parameters, few, mixture)
     return replace(anatomy, jacobian_error=error_again(module, few, mixture, truth, anatomy.narrowing))
 
