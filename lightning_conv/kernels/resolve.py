@@ -17,7 +17,7 @@ from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.origins import NoSuchPathError
-from lightning_conv.networks.sharded import is_sharded
+from lightning_conv.networks.sharded import agreed, is_sharded
 from lightning_conv.reporting.progress import Report
 
 
@@ -106,7 +106,10 @@ def resolved_spectrum(
             processes=processes,
         )
         if processes is None:
-            return gram, kernel_spectrum(gram, method=method)
+            spectrum = kernel_spectrum(gram, method=method)
+            if is_sharded(model):  # whether another pass follows must be the same for all
+                spectrum = replace(spectrum, lambda_min=agreed(model, spectrum.lambda_min))
+            return gram, spectrum
         return gram, processes.once(lambda: kernel_spectrum(gram, method=method))
 
     if precision is not None:

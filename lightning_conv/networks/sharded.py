@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from contextlib import contextmanager
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_conv.networks.equal_numbers import equal_numbers
+from lightning_conv.networks.state import restored
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
-"""Types of attributes that are put back after the forwards; others are left as the forwards leave them."""
+T = TypeVar("T")
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -77,8 +79,30 @@ def meshes_of(model: nn.Module) -> list[Any]:
     """
     tensors: list[Any] = [each for each in (*model.parameters(), *model.buffers()) if is_divided(each)]
     found = [each.device_mesh for each in tensors]
-    found += [group.mesh_info.mesh for part in _parts(model) for group in _groups(part)]
+    found += [group.mesh_info.mesh for group in _groups(_states(model))]
     return list(dict.fromkeys(found))
+
+
+def agreed(model: nn.Module, value: T) -> T:
+    """Return the value that the first process has, so that all decide by the same one; all processes of the module call this together.
+
+    Args:
+        model: a sharded module.
+        value: a tensor, or what can be pickled and holds none on a device.
+    """
+    if isinstance(value, Tensor):
+        sent = value.detach().to(meshes_of(model)[0].device_type, copy=True, memory_format=torch.contiguous_format)
+        for group in _process_groups(model):
+            dist.broadcast(sent, dist.get_global_rank(group, 0), group)
+        return sent.to(value.device)  # type: ignore[return-value]
+    box = [value]
+    for group in _process_groups(model):
+        dist.broadcast_object_list(box, dist.get_global_rank(group, 0), group)
+    return box[0]
+
+
+def _process_groups(model: nn.Module) -> list[Any]:
+    return [group for mesh in meshes_of(model) for group in mesh.get_all_groups()]
 
 
 def get_ready(root: nn.Module) -> None:
@@ -89,70 +113,105 @@ def get_ready(root: nn.Module) -> None:
     Args:
         root: the module that training calls; nothing is done unless it is wrapped.
     """
-    if (state := _state(root)) is not None:
-        state._lazy_init()
+    outermost: Any = root
+    if _parts(outermost)[:1] == [outermost]:
+        outermost._get_fsdp_state()._lazy_init()
 
 
 @contextmanager
 def as_found(model: nn.Module) -> Iterator[None]:
     """Evaluate a sharded module itself, since a copy of one is not right, and leave it as it was found.
 
-    Inside, no gradient is reduced, so that those of an accumulation that has begun stay where they are. Afterwards buffers, plain
-    attributes, the settings of FSDP and which parts have their parameters gathered are what they were. Training flags and random
-    numbers are those of ``undisturbed``. After an error FSDP begins anew.
+    Inside, no gradient is reduced, so that those of an accumulation that has begun stay where they are. Afterwards buffers, attributes,
+    the settings of FSDP, the order of its forwards whose backward passes are to come, and which parts have their parameters gathered
+    are what they were; after an error none is gathered. Training flags and random numbers are those of ``undisturbed``.
 
     Args:
         model: the module; all processes that have a part of it do this together.
+
+    Raises:
+        RuntimeError: FSDP is inside a forward or backward pass.
     """
-    parts = _parts(model)
-    groups = [group for part in parts for group in _groups(part)]
+    states = _states(model)
+    groups = _groups(states)
+    if any(_is_busy(each) for each in (*states, *groups)):
+        raise RuntimeError(
+            "model: FSDP is inside a forward or backward pass of it; measure before or after, not in a hook"
+        )
     settings = [(group, group.reduce_grads, group.all_reduce_grads) for group in groups]
-    contexts = list({id(state._state_ctx): state._state_ctx for part in parts if (state := _state(part))}.values())
-    last = [(context, context.is_last_backward) for context in contexts]
-    gathered = [part for part in parts if any(group.is_unsharded for group in _groups(part))]
-    values = [(vars(each), _plain(each)) for each in model.modules()]
-    buffers = [(each, each.detach().clone()) for each in model.buffers() if not is_divided(each)]
-    held = [(vars(each)["_buffers"], dict(each._buffers)) for each in model.modules()]
+    last = [(state._state_ctx, state._state_ctx.is_last_backward) for state in states]
+    orders = [list(each) for each in _orders(groups)]
+    buffers = [(each, each.clone()) for each in (_own_part(buffer) for buffer in model.buffers())]
     grads = [(each, each.grad) for each in model.parameters()]
-    try:
-        for part in gathered:
-            part.reshard()
-        for group in groups:
-            group.reduce_grads = group.all_reduce_grads = False
-        for context, _ in last:
-            context.is_last_backward = True
-        with warnings.catch_warnings():
-            # FSDP warns where an output is a view, which nothing here writes to.
-            warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
+    gathered = [group for group in groups if group.is_unsharded]
+    for group in gathered:
+        group.reshard()
+    with restored(model), warnings.catch_warnings():
+        # FSDP warns where an output is a view, which nothing here writes to.
+        warnings.filterwarnings("ignore", message=".*returned a view tensor", category=UserWarning)
+        try:
+            for group in groups:
+                group.reduce_grads = group.all_reduce_grads = False
+            for context, _ in last:
+                context.is_last_backward = True
             yield
-        for part in parts:
-            part.reshard()
-        for part in gathered:
-            part.unshard()
-    except BaseException:
-        for part in parts:
-            with suppress(RuntimeError, AttributeError):  # only the outermost one resets
-                part.reset_iter_state()
-            with suppress(RuntimeError):
-                part.reshard()
-        raise
-    finally:
-        for group, reduce, everywhere in settings:
-            group.reduce_grads, group.all_reduce_grads = reduce, everywhere
-        for context, was in last:
-            context.is_last_backward = was
-        for now, before in held:
-            now.clear()
-            now.update(before)
-        with torch.no_grad():
-            for buffer, kept in buffers:
-                if not equal_numbers(buffer, kept):
-                    buffer.copy_(kept)
-        for names, plain in values:
-            names.update(plain)
-        for parameter, grad in grads:
-            if parameter.grad is not grad:
-                parameter.grad = grad
+        except BaseException:
+            _end_passes(states, groups)
+            raise
+        finally:
+            for group in groups:
+                group.reshard()
+            for group, reduce, everywhere in settings:
+                group.reduce_grads, group.all_reduce_grads = reduce, everywhere
+            for context, was in last:
+                context.is_last_backward = was
+            for now, before in zip_longest(_orders(groups), orders):
+                now[:] = before or ()
+            _put_back(buffers, grads)
+    for group in gathered:  # but not after an error, when another process may not take part
+        group.unshard()
+        group.wait_for_unshard()
+
+
+def _put_back(buffers: list[tuple[Tensor, Tensor]], grads: list[tuple[nn.Parameter, Tensor | None]]) -> None:
+    with torch.no_grad():
+        for buffer, before in buffers:
+            if not equal_numbers(buffer, before):
+                buffer.copy_(before)
+    for parameter, grad in grads:
+        if parameter.grad is not grad:
+            parameter.grad = grad
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor."""
+    divided: Any = tensor
+    return divided.to_local() if is_divided(tensor) else tensor.detach()
+
+
+def _is_busy(each: Any) -> bool:
+    return bool(each._training_state.name != "IDLE")
+
+
+def _end_passes(states: list[Any], groups: list[Any]) -> None:
+    """Let FSDP forget a forward or backward pass that an error has ended, and keep the gradients that it has.
+
+    ``reset_iter_state`` of newer versions of torch is for the outermost module only, and drops gradients that are accumulated.
+    """
+    for each in (*states, *groups):
+        each._training_state = type(each._training_state)["IDLE"]
+    for state in states:
+        state._state_ctx.iter_forward_root = None
+        state._state_ctx.post_backward_final_callback_queued = False
+        getattr(state, "_modules_to_run_forward", set()).clear()
+    for group in groups:
+        group.wait_for_unshard()  # of what was fetched ahead
+
+
+def _orders(groups: list[Any]) -> list[list[Any]]:
+    """Return the lists in which FSDP notes the order of its forwards; before the first of them there is none for all together."""
+    common = [getattr(each.comm_ctx, "post_forward_order", None) for each in groups]
+    return [*(each._post_forward_indices for each in groups), *(each for each in common if each is not None)]
 
 
 @contextmanager
@@ -192,7 +251,7 @@ def parameters_told(model: nn.Module, tell: Callable[[str, Tensor], None]) -> It
         yield
         # What was gathered for a method other than ``forward``, which runs no hook, is told afterwards: it has no recorded use.
         of_place = {(id(module), key): name for module, key, name in places}
-        for parameter in (each for part in _parts(model) for group in _groups(part) for each in group.fsdp_params):
+        for parameter in (each for group in _groups(_states(model)) for each in group.fsdp_params):
             info = parameter._module_info
             known = of_place.get((id(info.module), info.param_name))
             gathered = getattr(parameter, "_unsharded_param", None)
@@ -203,25 +262,19 @@ def parameters_told(model: nn.Module, tell: Callable[[str, Tensor], None]) -> It
             handle.remove()
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name != "training" and isinstance(value, PLAIN)}
-
-
-def _state(module: nn.Module) -> Any:
-    """Return the state that ``fully_shard`` keeps for a module; None: it is not wrapped itself."""
-    get = getattr(module, "_get_fsdp_state", None)
-    return None if get is None else get()
-
-
 def _parts(model: nn.Module) -> list[Any]:
     """Return the modules that ``fully_shard`` was called on, the outer ones first."""
-    return [each for each in model.modules() if _state(each) is not None]
+    return [each for each in model.modules() if hasattr(each, "_get_fsdp_state")]
 
 
-def _groups(part: nn.Module) -> list[Any]:
-    """Return the groups of parameters that are gathered together for a wrapped module."""
-    state = _state(part)
-    several = getattr(state, "_fsdp_param_groups", None)  # torch 2.10; before that there is at most one
-    if several is not None:
-        return list(several)
-    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+def _states(model: nn.Module) -> list[Any]:
+    """Return what ``fully_shard`` keeps of its modules, each once."""
+    return list({id(state): state for part in _parts(model) for state in [part._get_fsdp_state()]}.values())
+
+
+def _groups(states: list[Any]) -> list[Any]:
+    """Return the groups of parameters that are gathered together."""
+    found: list[Any] = []
+    for state in states:  # several in a state since torch 2.12
+        found += getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    return [each for each in found if each is not None]

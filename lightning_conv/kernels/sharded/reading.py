@@ -10,15 +10,16 @@ from torch import Tensor
 
 from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy
 from lightning_conv.kernels.reading.recording import layer_gradients, record, signature_of
-from lightning_conv.kernels.reading.rule_check import fault_of, measured
+from lightning_conv.kernels.reading.rule_check import measured
 from lightning_conv.kernels.reading.sample_axis import sample_axes
 from lightning_conv.kernels.reading.sites import Site, group_calls
 from lightning_conv.kernels.sharded.module import ShardedModule, ShardedRecorder
 from lightning_conv.kernels.sharded.rounding import rounding_of
+from lightning_conv.kernels.sharded.rule_check import CheckedRecorder
 from lightning_conv.machine.clock import now
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.inputs import Inputs, sample_count, spread, take
-from lightning_conv.networks.sharded import whole
+from lightning_conv.networks.sharded import agreed
 
 NO_SAMPLES = "has a layer whose outputs show no samples (samples that couple, or no gradient at these weights)"
 
@@ -29,7 +30,7 @@ ROWS = 16
 def read_sharded(module: ShardedModule, names: tuple[str, ...], inputs: Inputs) -> Anatomy:
     """Find the layer rules of the parameters ``names`` as ``read_network`` does, where no process has all of them.
 
-    Each rule is compared with the gradient of autograd, for a few parameters at a time: never more than the largest layer has.
+    Each rule is compared with the gradient of autograd, of one use of a parameter at a time.
 
     Args:
         module: the network, inside ``undisturbed`` and ``as_found``.
@@ -39,15 +40,20 @@ def read_sharded(module: ShardedModule, names: tuple[str, ...], inputs: Inputs) 
     Raises:
         ValueError: a parameter has no layer rule.
 
-    Cost: a forward of three samples with 2 + P / (the numbers of the largest layer) backward passes, and two of each for the rounding.
+    Cost: a forward of three samples with three backward passes, and two of each for the rounding.
     """
-    few = spread(inputs, READ_SAMPLES)
+    return rounded_again(_read(module, names, spread(inputs, READ_SAMPLES)), module, inputs)
+
+
+def _read(module: ShardedModule, names: tuple[str, ...], few: Inputs) -> Anatomy:
+    """Return what is found on a few samples, but for the rounding."""
     samples = sample_count(few)
     generator = torch.Generator().manual_seed(0)
     start = now(module.device)
-    outputs, recorder = record(module, few, {name: module.parameters[name] for name in names})
+    recorder = CheckedRecorder(module, {name: module.parameters[name] for name in names})
+    with recorder:
+        outputs = module.outputs({}, few)
     forward_seconds = (now(module.device) - start) / samples
-    assert isinstance(recorder, ShardedRecorder)
     calls = recorder.calls
     mixture = torch.randn(outputs.shape, generator=generator).to(outputs)
     weights = torch.rand(samples, generator=generator).add_(0.5).to(outputs)
@@ -56,51 +62,29 @@ def read_sharded(module: ShardedModule, names: tuple[str, ...], inputs: Inputs) 
     start = now(module.device)
     weighted = layer_gradients(outputs, weights[:, None] * mixture, calls, keep=True)
     backward_seconds = (now(module.device) - start) / samples
-    axes = sample_axes(calls, plain, weighted, weights, tolerance)
+    axes = agreed(module.model, sample_axes(calls, plain, weighted, weights, tolerance))
     del weighted
-    why = dict.fromkeys(recorder.elsewhere, "is used by functions without a layer rule")
+    why = dict.fromkeys(recorder.elsewhere | recorder.hidden(outputs), "is used in a way that no layer rule covers")
     for index, call in enumerate(calls):
         if plain[index] is not None and index not in axes:
             why |= dict.fromkeys(call.names.values(), NO_SAMPLES)
     present = [outputs.new_zeros(call.shape) if p is None else p for call, p in zip(calls, plain, strict=True)]
-    sites: list[Site] = []
-    unused: list[str] = []
-    candidates = group_calls(calls, axes, set(names) - set(why))
-    alone = [name for name in names if all(name not in site.names for site in candidates)]
-    for group in _batches(module, candidates):
-        truth = _gradients(outputs, recorder, [name for site in group for name in site.names], mixture)
-        for site in group:
-            if all(truth[name] is None for name in site.names):
-                unused += site.names
-                continue
-            fault = fault_of(site, calls, present, samples, truth, tolerance, samples)
-            if fault is None:
-                sites.append(measured(site, calls, present, samples))
-            else:
-                why |= dict.fromkeys(site.names, fault)
-    for name in alone:
-        if _gradients(outputs, recorder, [name], mixture)[name] is None:
-            unused.append(name)
-        else:
-            why.setdefault(name, "has no layer rule")
-    _require_rules(names, why)
-    numbers = sum(sum(t.numel() for t in call.sampled.values()) + call.shape.numel() for call in calls)
+    recorder.compare(outputs, mixture, present, axes, samples, tolerance)
+    _require_rules(names, agreed(module.model, {**recorder.faults, **why}))
+    sites = [measured(site, calls, present, samples) for site in group_calls(calls, axes, set(names))]
     width = torch.finfo(module.dtype).bits // 8
+    numbers = sum(sum(t.numel() for t in call.sampled.values()) + call.shape.numel() for call in calls)
     forward_bytes = -(-(2 * width * numbers + 3 * recorder.largest) // samples)
-    signature, gradient_numel = signature_of(calls), sum(call.shape.numel() for call in calls) // samples
-    classes = int(outputs.shape[1])
-    # The graph ends here, and with it what the parts of the module have gathered.
-    layer_gradients(outputs, mixture, calls[:1], keep=False)
-    del outputs, plain, present, calls, recorder
-    anatomy = Anatomy(
+    gradient_numel = sum(call.shape.numel() for call in calls) // samples
+    return Anatomy(
         parameters=names,
         sites=tuple(sites),
         general={},
-        unused=tuple(name for name in names if name in unused),
-        outputs=classes,
+        unused=tuple(name for name in names if name not in recorder.arrived),
+        outputs=int(outputs.shape[1]),
         level=0.0,
         tracked=names,
-        signature=signature,
+        signature=signature_of(calls),
         gradient_numel=gradient_numel,
         forward_bytes=forward_bytes,
         reading_bytes=samples * (forward_bytes + 2 * width * gradient_numel) + 3 * width * _largest(module, sites),
@@ -112,7 +96,6 @@ def read_sharded(module: ShardedModule, names: tuple[str, ...], inputs: Inputs) 
         forward_seconds=forward_seconds,
         backward_seconds=backward_seconds,
     )
-    return rounded_again(anatomy, module, inputs)
 
 
 def rounded_again(anatomy: Anatomy, module: ShardedModule, inputs: Inputs) -> Anatomy:
@@ -148,7 +131,7 @@ def require_unreached(anatomy: Anatomy, module: ShardedModule, inputs: Inputs) -
     for rows in blocks(sample_count(inputs), ROWS) if anatomy.unused else ():
         outputs, recorder = record(module, take(inputs, rows), tracked)
         assert isinstance(recorder, ShardedRecorder)
-        late = [name for name, each in _gradients(outputs, recorder, anatomy.unused).items() if each is not None]
+        late = _reached(outputs, recorder, anatomy.unused)
         _require_rules(anatomy.unused, dict.fromkeys(late, "is reached by some samples and not by the first ones"))
 
 
@@ -165,30 +148,11 @@ def _largest(module: ShardedModule, sites: Sequence[Site]) -> int:
     return max((sum(module.parameters[name].numel() for name in site.names) for site in sites), default=0)
 
 
-def _batches(module: ShardedModule, sites: Sequence[Site]) -> list[list[Site]]:
-    """Cut the sites into groups that have no more numbers than the largest of them."""
-    groups: list[list[Site]] = []
-    most, left = _largest(module, sites), 0
-    for site in sites:
-        size = _largest(module, [site])
-        if size > left:
-            groups.append([])
-            left = most
-        groups[-1].append(site)
-        left -= size
-    return groups
-
-
-def _gradients(
-    outputs: Tensor, recorder: ShardedRecorder, names: Sequence[str], mixture: Tensor | None = None
-) -> dict[str, Tensor | None]:
-    """Return whole gradients of a combination of the outputs (their sum, if None) by some parameters; None: it does not enter."""
+def _reached(outputs: Tensor, recorder: ShardedRecorder, names: Sequence[str]) -> list[str]:
+    """Return those of some parameters by which the outputs have a derivative; their graph ends with this."""
     known = [name for name in names if name in recorder.found and recorder.found[name].requires_grad]
     if not known or not outputs.requires_grad:
-        return dict.fromkeys(names)
+        return []
     weights = [recorder.found[name] for name in known]
-    given = torch.ones_like(outputs) if mixture is None else mixture
-    found = torch.autograd.grad(outputs, weights, given, retain_graph=True, allow_unused=True)
-    return dict.fromkeys(names) | {
-        name: None if each is None else whole(each) for name, each in zip(known, found, strict=True)
-    }
+    found = torch.autograd.grad(outputs, weights, torch.ones_like(outputs), allow_unused=True)
+    return [name for name, each in zip(known, found, strict=True) if each is not None]

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.planning.request import Request
 from lightning_conv.kernels.planning.steadiness import unsteady_outputs
@@ -27,7 +28,7 @@ from lightning_conv.machine.memory import allowed_memory
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs, sample_count
 from lightning_conv.networks.narrowing import Narrowing
 from lightning_conv.networks.origins import NoSuchPathError
-from lightning_conv.networks.sharded import meshes_of
+from lightning_conv.networks.sharded import agreed, meshes_of
 
 
 class ShardedTask(Task):
@@ -85,7 +86,9 @@ class ShardedTask(Task):
             require_unreached(self.anatomy, module, each)
         self.combinations = self._combinations(given)
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
-        self.plan = self._plan()
+        # One plan for all, since each pass is one in which all take part.
+        self.plan = agreed(model, self._plan())
+        self.anatomy = self.plan.reading
         if plan is not None:
             self._require_same(plan, sizes=not remeasure)
         if plan is None or (plan.problem, plan.precision) != (self.plan.problem, self.plan.precision):
@@ -94,6 +97,18 @@ class ShardedTask(Task):
 
     def _unsteady(self) -> Narrowing | None:
         return unsteady_outputs(self.module, self._sets, self.anatomy, self.plan, rows=self._fits, gradients=False)
+
+    def agreed(self, found: KernelSum) -> tuple[KernelSum, float]:
+        """Return the kernel and its ``jacobian_error`` as the first process has them, so that all decide by the same numbers.
+
+        Args:
+            found: the kernel as this process has it.
+        """
+        model = self.module.model
+        traces, floor, spread = agreed(model, (found.layer_traces, found.floor, found.projection_error))
+        layers = {name: agreed(model, each) for name, each in found.layer_matrices.items()}
+        found = KernelSum(agreed(model, found.matrix), floor, traces, layers, spread)
+        return found, agreed(model, self.jacobian_error(self.anatomy.jacobian_error, found.matrix))
 
     def jacobian_error(self, error: float, matrix: Tensor) -> float:
         """Return the relative rounding of the rows of the kernel, measured on the combinations themselves where they are contracted."""

@@ -17,6 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils.checkpoint import checkpoint
 
 from lightning_conv import NTKOperator, ntk_gram, plan_ntk
+from lightning_conv.kernels.rules.linear import LinearRule
 from lightning_conv.machine.processes import Processes
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,31 @@ class Network(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(x.mean(1))
+
+
+class Doubled(torch.autograd.Function):
+    """A function that no recorder sees into."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.T * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        return 2 * gradient @ weight, 2 * gradient.T @ x
+
+
+class Hidden(Network):
+    """Has a weight in a layer, and once more where no rule applies."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return Doubled.apply(super().forward(x), self.head.weight)
 
 
 INPUTS = torch.randn(6, 4, 5, generator=torch.Generator().manual_seed(1))
@@ -124,6 +150,17 @@ def composed(rank, world):
     coupled = Network()
     coupled.head.register_forward_hook(lambda module, args, output: output - output.mean(0))
     measure("coupled", shard(coupled, mesh))
+    chance = Network()
+    chance.head.register_forward_hook(lambda module, args, output: output + torch.rand(()))
+    measure("chance", shard(chance, mesh))
+    detached = Network()
+    detached.head.register_forward_hook(lambda module, args, output: output - output.mean(0).detach())
+    measure("coupled in the outputs alone", shard(detached, mesh))
+    with pytest.MonkeyPatch.context() as patch:
+        right = LinearRule.bias_rows
+        patch.setattr(LinearRule, "bias_rows", lambda rule, gradients: 1.001 * right(rule, gradients))
+        measure("wrong rule", shard(Network(), mesh))
+    measure("hidden in a function", shard(Hidden(), mesh))
     unseen = Network()
     unseen.forward = lambda x: Network.forward(unseen, x) * (1 + unseen.first.bias.sin().sum())
     measure("without a rule", shard(unseen, mesh))
@@ -213,8 +250,12 @@ REFUSED = {
     "frozen but named": "parameters: 'first.weight' has no requires_grad",
     "flat": "FullyShardedDataParallel (FSDP1)",
     "coupled": "samples that couple",
-    "without a rule": "'first.bias' is used by functions without a layer rule",
-    "another method": "has no layer rule",
+    "chance": "model: the outputs of the first sample change",
+    "coupled in the outputs alone": "model: the outputs of the first sample change",
+    "wrong rule": "its layer rule does not give autograd's gradient",
+    "hidden in a function": "'head.weight' is used in a way that no layer rule covers",
+    "without a rule": "'first.bias' is used in a way that no layer rule covers",
+    "another method": "'blocks.0.norm.weight' is used in a way that no layer rule covers",
     "renormed": "max_norm",
     "plan": "its parameters are sharded, and this needs all of them in one process",
     "operator": "its parameters are sharded, and this needs all of them in one process",
