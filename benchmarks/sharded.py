@@ -1,7 +1,7 @@
 """Measure the memory of each process for the kernel of a sharded module; write docs/results/sharded.md and .json.
 
 `python benchmarks/sharded.py` measures the module in one process, and sharded by `fully_shard` among 2 and 4 processes (gloo, one thread
-each). `--quick` takes a tiny module, and `--out FOLDER` another folder.
+each), and beside the kernel a forward and a backward pass as in training. `--quick` takes a tiny module, and `--out FOLDER` another folder.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,11 +30,12 @@ from lightning_conv import ntk_gram
 from lightning_conv.reporting.markdown import markdown_table
 
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
-WORLDS = 1, 2, 4
+RUNS = (1, True), (2, True), (4, True), (1, False), (2, False)
+"""Processes, and whether the allocator returns freed memory to the system at once."""
 SAMPLES, OUTPUTS = 16, 4
 SIZES = {"width": 2048, "depth": 18}
 QUICK = {"width": 64, "depth": 3}
-RETURNED = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+RETURNS = {"MALLOC_TRIM_THRESHOLD_": "0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +44,13 @@ class Measured:
 
     world: int
     rank: int
+    returned: bool  # whether freed memory is returned to the system at once
     parameter_bytes: int  # of the whole module
     held_bytes: int  # resident memory with the module, above that before it was made
-    peak_bytes: int  # most of it while the kernel was computed
+    training_bytes: int  # most of it during a forward and a backward pass
+    peak_bytes: int  # most of it while the kernel was computed, in another process
     processor_seconds: float
-    trace: float
-    difference: float = (
-        0.0  # largest entry of the difference to the kernel of one process, relative to its largest entry
-    )
+    difference: float  # largest entry of the difference to the kernel of one process, relative to its largest entry
 
 
 class Residual(nn.Module):
@@ -83,36 +84,26 @@ def make_module(width: int, depth: int, world: int) -> nn.Module:
     return module
 
 
-def measure(rank: int, world: int, store: str, sizes: dict[str, int]) -> tuple[Measured, Tensor]:
-    """Return what this process takes for its part, and the kernel."""
+def measure(rank: int, world: int, folder: Path, sizes: dict[str, int], *, trains: bool) -> None:
+    """Write what this process takes for its part, and the kernel, to a file of its rank."""
     torch.set_num_threads(1)
     if world > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=300)
-        )
-    small = nn.Linear(8, 2)
-    ntk_gram(small, torch.randn(3, 8))  # loads what is loaded once
+        store = f"file://{folder}/store"
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=300))
+    ntk_gram(nn.Linear(8, 2), torch.randn(3, 8))  # loads what is loaded once
     before = _resident("VmRSS")
     module = make_module(**sizes, world=world)
     inputs = torch.randn(SAMPLES, sizes["width"], generator=torch.Generator().manual_seed(1))
     held = _resident("VmRSS") - before
     Path("/proc/self/clear_refs").write_text("5")
-    begun = time.process_time()
-    gram = ntk_gram(module, inputs, outputs="trace", precision="exact", max_memory=2**31)
-    seconds = time.process_time() - begun
-    width = sum(each.numel() * each.element_size() for each in module.parameters())
-    return (
-        Measured(
-            world=world,
-            rank=rank,
-            parameter_bytes=width,
-            held_bytes=held,
-            peak_bytes=_resident("VmHWM") - before,
-            processor_seconds=seconds,
-            trace=float(gram.matrix.trace()),
-        ),
-        gram.matrix,
-    )
+    begun, matrix = time.process_time(), torch.empty(0)
+    if trains:
+        module(inputs).square().sum().backward()
+    else:
+        matrix = ntk_gram(module, inputs, outputs="trace", precision="exact", max_memory=2**31).matrix
+    seconds, peak = time.process_time() - begun, _resident("VmHWM") - before
+    size = sum(each.numel() * each.element_size() for each in module.parameters())
+    torch.save({"size": size, "held": held, "peak": peak, "seconds": seconds, "matrix": matrix}, folder / f"{rank}.pt")
 
 
 def _resident(field: str) -> int:
@@ -120,13 +111,14 @@ def _resident(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def run(world: int, *, quick: bool) -> list[Measured]:
+def run(world: int, *, returned: bool, trains: bool, quick: bool) -> list[dict[str, Any]]:
     """Measure so many processes, each started anew."""
     with TemporaryDirectory() as folder:
+        asked = [str(world), folder, *(["--trains"] if trains else []), *(["--quick"] if quick else [])]
         made = [
             subprocess.Popen(
-                [sys.executable, __file__, "--rank", str(rank), str(world), folder, *(["--quick"] if quick else [])],
-                env={**os.environ, **RETURNED},
+                [sys.executable, __file__, "--rank", str(rank), *asked],
+                env={**os.environ, **(RETURNS if returned else {}), "OMP_NUM_THREADS": "1"},
             )
             for rank in range(world)
         ]
@@ -137,22 +129,31 @@ def run(world: int, *, quick: bool) -> list[Measured]:
         finally:
             for each in made:
                 each.kill()
-        found = []
-        for rank in range(world):
-            stored = torch.load(Path(folder, f"{rank}.pt"), weights_only=True)
-            found.append((Measured(**stored["measured"]), stored["matrix"]))
-    global _alone
-    if world == 1:
-        _alone = found[0][1]
-    largest = _alone.abs().max()
-    return [
-        Measured(**asdict(each) | {"difference": float((matrix - _alone).abs().max() / largest)})
-        for each, matrix in found
-    ]
+        return [torch.load(Path(folder, f"{rank}.pt"), weights_only=True) for rank in range(world)]
 
 
-_alone = torch.empty(0)
-"""The kernel of one process."""
+def measured(*, quick: bool) -> list[Measured]:
+    """Measure all runs."""
+    found, alone = [], torch.empty(0)
+    for world, returned in RUNS:
+        training = run(world, returned=returned, trains=True, quick=quick)
+        for rank, kernel in enumerate(run(world, returned=returned, trains=False, quick=quick)):
+            matrix = kernel["matrix"]
+            alone = alone if alone.numel() else matrix
+            found.append(
+                Measured(
+                    world=world,
+                    rank=rank,
+                    returned=returned,
+                    parameter_bytes=kernel["size"],
+                    held_bytes=kernel["held"],
+                    training_bytes=training[rank]["peak"],
+                    peak_bytes=kernel["peak"],
+                    processor_seconds=kernel["seconds"],
+                    difference=float((matrix - alone).abs().max() / alone.abs().max()),
+                )
+            )
+    return found
 
 
 def page(found: list[Measured]) -> str:
@@ -162,35 +163,49 @@ def page(found: list[Measured]) -> str:
         return f"{count / 2**20:.0f} MiB"
 
     rows = []
-    for world in WORLDS:
-        of = [each for each in found if each.world == world]
+    for world, returned in RUNS:
+        of = [each for each in found if (each.world, each.returned) == (world, returned)]
         rows.append(
             [
                 "1, not sharded" if world == 1 else str(world),
-                mebi(of[0].parameter_bytes),
+                "at once" if returned else "as glibc does",
                 mebi(max(each.held_bytes for each in of)),
+                mebi(max(each.training_bytes for each in of)),
                 mebi(max(each.peak_bytes for each in of)),
                 f"{max(each.processor_seconds for each in of):.1f} s",
                 f"{max(each.difference for each in of):.1e}",
             ]
         )
-    head = ["processes", "parameters", "held before", "peak of a process", "CPU time of a process", "difference"]
+    head = [
+        "processes",
+        "memory is returned",
+        "held before",
+        "peak, training",
+        "peak, kernel",
+        "CPU time, kernel",
+        "difference",
+    ]
     return f"""# Memory of each process for a sharded module
 
 The trace kernel of {SAMPLES} samples and {OUTPUTS} outputs of a module of {SIZES["depth"]} hidden layers of {SIZES["width"]} units, whose
-parameters are most of what it takes: in one process, and divided by `fully_shard` (FSDP2) among several on one machine
-(gloo, one thread each). How to: [sharded models](../how_to/sharded.md).
+parameters, {mebi(found[0].parameter_bytes)}, are most of what it takes: in one process, and divided by `fully_shard` (FSDP2) among
+several on one machine (gloo, one thread each). How to: [sharded models](../how_to/sharded.md).
 
 Made by `python benchmarks/sharded.py` on {date.today().isoformat()}, {processor()}, torch {torch.__version__}.
 
 {markdown_table(head, rows)}
 
 *Held before* is what the resident memory of a process rises by when the module is made, and *peak* the most that it rises
-above the same point while `ntk_gram(module, inputs, precision="exact", max_memory=2**31)` runs; of several processes the
-largest is shown. Freed memory is returned to the system at once (`MALLOC_TRIM_THRESHOLD_=0`). *Difference* is that of the
-kernels, relative to the largest entry. One process compares its network with a copy in float64, which a sharded module does
-not have; the rounding is then estimated by noise of its size. Each process of several makes all passes; only the parameters
-are divided, and gathered layer by layer. Other work on the machine falls on the CPU times.
+above the same point: during a forward and a backward pass as in training, and in other processes while
+`ntk_gram(module, inputs, precision="exact", max_memory=2**31)` runs; of several processes the largest is shown. *Difference* is that of the
+kernels, relative to the largest entry.
+
+*At once* is `MALLOC_TRIM_THRESHOLD_=0`. Without that setting the allocator of glibc keeps blocks that FSDP has freed after a layer, in
+training as for a kernel, so that a process of two takes more memory than one process alone. Set it where FSDP runs on processors.
+
+One process compares its network with a copy in float64, which a sharded module does not have; the rounding is then estimated by noise of
+its size. Each process of several makes all passes; only the parameters are divided, and gathered layer by layer. Other work on the machine
+falls on the CPU times.
 """
 
 
@@ -200,13 +215,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--rank", nargs=3, metavar=("RANK", "WORLD", "FOLDER"), help="(one process)")
+    parser.add_argument("--trains", action="store_true", help="(one process)")
     arguments = parser.parse_args()
     if arguments.rank:
         rank, world, folder = int(arguments.rank[0]), int(arguments.rank[1]), Path(arguments.rank[2])
-        measured, matrix = measure(rank, world, str(folder / "store"), QUICK if arguments.quick else SIZES)
-        torch.save({"measured": asdict(measured), "matrix": matrix}, folder / f"{rank}.pt")
+        measure(rank, world, folder, QUICK if arguments.quick else SIZES, trains=arguments.trains)
         os._exit(0)  # a process that others have left is not waited for
-    found = [each for world in WORLDS for each in run(world, quick=arguments.quick)]
+    found = measured(quick=arguments.quick)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "sharded.json").write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
     (arguments.out / "sharded.md").write_text(page(found))

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
 from lightning_conv.callbacks.check.dry_fit import SHAPING, copied_run, dry_trainer, quiet
@@ -46,7 +47,8 @@ def check_run(
         progress: Whether a bar is shown; None: on a terminal. A function is called with the share that is done.
 
     Raises:
-        MisconfigurationException: The module cannot be copied, the fit would end before its first step, or Lightning refuses it.
+        MisconfigurationException: The module cannot be copied, the fit would end before its first step, Lightning refuses it, or the
+            strategy is ``ModelParallelStrategy``.
         Exception: The user's module or data raise in the hooks before the first step, as they would in the run.
 
     Cost: a copy of the module, the first measurement of a run (1 s where an epoch is short, else the share of an epoch that
@@ -57,6 +59,11 @@ def check_run(
         found = check_run(Trainer(max_epochs=10), MyModule(), MyData())
         print(found.networks[0].loss, found.ok)
     """
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise MisconfigurationException(
+            "check_run: ModelParallelStrategy divides the module among processes, and a dry run has one; the run itself says in its first "
+            "lines what is measured (max_steps=1)"
+        )
     refused = _refused_by_strategy(trainer)
     with progress_bar(f"checking {type(module).__name__}", LONG, progress) as report, quiet() as said:
         copied, around, monitors = copied_run(trainer, module)

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -128,6 +129,11 @@ def test_the_bytes_are_those_of_the_plan():
     assert gram.plan.result_bytes <= cost.memory <= cost.memory_allowed
     # The callbacks measure each layer's trace as well, which adds less than a matrix of the kernel for each.
     assert cost.memory == pytest.approx(gram.plan.bytes, abs=8 * 20 * 20 * 4 + 2**20)
+
+
+def test_a_module_that_is_to_be_divided_among_processes_is_refused():
+    with pytest.raises(MisconfigurationException, match="ModelParallelStrategy divides the module among processes"):
+        check_run(trainer_with(strategy=ModelParallelStrategy()), Net(), loader())
 
 
 def test_no_room_is_refused_with_the_line_to_write():
