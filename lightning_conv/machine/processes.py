@@ -165,6 +165,49 @@ class Processes:
         self._communicate(swap)
         self.sent += (self.world - 1) * sum(each.numel() * each.element_size() for each in pieces[self.rank])
 
+    def spread(self, tensor: Tensor, source: int = 0) -> Callable[[], None]:
+        """Begin to fill a tensor, in place, with the numbers that one process has; call what is returned before they are used.
+
+        The processes need not be here at the same time.
+
+        Args:
+            tensor: On the CPU, contiguous, of the same shape and type in all of them; it must stay as it is until then.
+            source: Rank of the process.
+
+        Raises:
+            ProcessesError: One does not answer; raised by what is returned.
+        """
+        works: list[dist.Work | None] = []
+        self._attempt(lambda: works.append(dist.broadcast(tensor.detach(), source, group=self._group, async_op=True)))
+        self.sent += tensor.nbytes if self.rank == source else 0
+        return lambda: self._attempt(lambda: _wait_for(works))
+
+    def pass_on(self, parcels: Sequence[Sequence[Tensor]], *, to_first: bool) -> None:
+        """Send tensors from the first process to the others, or from the others to the first, in place.
+
+        Args:
+            parcels: Those that each process gets or gives, by its rank; in each process its own suffice, in the first one all. On the CPU
+                and contiguous.
+            to_first: Whether the first process gets them.
+
+        Raises:
+            ProcessesError: One does not answer.
+        """
+        others = range(1, self.world) if self.rank == 0 else [self.rank]
+        gets = to_first == (self.rank == 0)
+
+        def move() -> None:
+            works = []
+            for other in others:
+                for tensor in parcels[other]:
+                    end = other if self.rank == 0 else 0
+                    move = dist.irecv if gets else dist.isend
+                    works.append(move(tensor.detach(), end, group=self._group))
+            _wait_for(works)
+
+        self._communicate(move)
+        self.sent += 0 if gets else sum(tensor.nbytes for other in others for tensor in parcels[other])
+
     def exchange(
         self, tensors: Sequence[Tensor], to: int, source: int, shapes: Sequence[Sequence[int]]
     ) -> list[Tensor]:
@@ -197,12 +240,24 @@ class Processes:
         Raises:
             ProcessesError: One of them is not, in time.
         """
+
+        def meet() -> None:
+            dist.monitored_barrier(self._group, timeout=self._wait, wait_all_ranks=True)
+            send()
+
+        self._attempt(meet)
+
+    def _attempt(self, send: Callable[[], object]) -> None:
+        """Communicate, and tell what an error means.
+
+        Raises:
+            ProcessesError: There was one, or has been one before.
+        """
         if self._broken:
             raise ProcessesError(self._broken)
         try:
             # A mode that watches the computation for casts must not see the bytes of messages.
             with _disable_current_modes():
-                dist.monitored_barrier(self._group, timeout=self._wait, wait_all_ranks=True)
                 send()
         except RuntimeError as error:  # also torch.distributed.DistBackendError
             self._broken = (
@@ -228,8 +283,9 @@ def _pieces(blocks: Sequence[Block]) -> Iterator[tuple[slice, slice]]:
 
 def _of_another(rank: int, kind: type[Exception], message: str) -> Exception:
     """Return the error of another process, of its type where that takes a message only."""
-    said = f"process {rank}: {message}"
+    # One that was raised here because of a third process says so already.
+    place = "" if message.startswith("process ") else f"process {rank}: "
     try:
-        return kind(said)
+        return kind(f"{place}{message}")
     except Exception:  # the type asks for more
-        return RuntimeError(f"process {rank}: {kind.__name__}: {message}")
+        return RuntimeError(f"{place}{kind.__name__}: {message}")

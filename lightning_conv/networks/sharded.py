@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -122,9 +122,10 @@ def get_ready(root: nn.Module) -> None:
 def as_found(model: nn.Module) -> Iterator[None]:
     """Evaluate a sharded module itself, since a copy of one is not right, and leave it as it was found.
 
-    Inside, no gradient is reduced, so that those of an accumulation that has begun stay where they are. Afterwards buffers, attributes,
-    the settings of FSDP, the order of its forwards whose backward passes are to come, and which parts have their parameters gathered
-    are what they were; after an error none is gathered. Training flags and random numbers are those of ``undisturbed``.
+    Inside, all processes have the buffers of the first one, and no gradient is reduced, so that those of an accumulation that has begun
+    stay where they are. Afterwards buffers, attributes, the settings of FSDP, the order of its forwards whose backward passes are to
+    come, and which parts have their parameters gathered are what they were; after an error none is gathered. Training flags and random
+    numbers are those of ``undisturbed``.
 
     Args:
         model: the module; all processes that have a part of it do this together.
@@ -141,7 +142,7 @@ def as_found(model: nn.Module) -> Iterator[None]:
     settings = [(group, group.reduce_grads, group.all_reduce_grads) for group in groups]
     last = [(state._state_ctx, state._state_ctx.is_last_backward) for state in states]
     orders = [list(each) for each in _orders(groups)]
-    buffers = [(each, each.clone()) for each in (_own_part(buffer) for buffer in model.buffers())]
+    buffers = [(each, each.detach().clone()) for each in model.buffers() if not is_divided(each)]
     grads = [(each, each.grad) for each in model.parameters()]
     gathered = [group for group in groups if group.is_unsharded]
     for group in gathered:
@@ -154,6 +155,9 @@ def as_found(model: nn.Module) -> Iterator[None]:
                 group.reduce_grads = group.all_reduce_grads = False
             for context, _ in last:
                 context.is_last_backward = True
+            if buffers:
+                first = agreed(model, [before.cpu() for _, before in buffers])
+                _put_in([(each, value.to(each.device)) for (each, _), value in zip(buffers, first, strict=True)])
             yield
         except BaseException:
             _end_passes(states, groups)
@@ -167,26 +171,19 @@ def as_found(model: nn.Module) -> Iterator[None]:
                 context.is_last_backward = was
             for now, before in zip_longest(_orders(groups), orders):
                 now[:] = before or ()
-            _put_back(buffers, grads)
+            _put_in(buffers)
+            for parameter, grad in grads:
+                if parameter.grad is not grad:
+                    parameter.grad = grad
     for group in gathered:  # but not after an error, when another process may not take part
         group.unshard()
         group.wait_for_unshard()
 
 
-def _put_back(buffers: list[tuple[Tensor, Tensor]], grads: list[tuple[nn.Parameter, Tensor | None]]) -> None:
-    with torch.no_grad():
-        for buffer, before in buffers:
-            if not equal_numbers(buffer, before):
-                buffer.copy_(before)
-    for parameter, grad in grads:
-        if parameter.grad is not grad:
-            parameter.grad = grad
-
-
-def _own_part(tensor: Tensor) -> Tensor:
-    """Return what this process has of a tensor."""
-    divided: Any = tensor
-    return divided.to_local() if is_divided(tensor) else tensor.detach()
+def _put_in(buffers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for buffer, value in buffers:
+        if not equal_numbers(buffer, value):
+            buffer.data.copy_(value)  # unseen by autograd, since a backward pass to come may use it
 
 
 def _is_busy(each: Any) -> bool:
@@ -275,6 +272,6 @@ def _states(model: nn.Module) -> list[Any]:
 def _groups(states: list[Any]) -> list[Any]:
     """Return the groups of parameters that are gathered together."""
     found: list[Any] = []
-    for state in states:  # several in a state since torch 2.12
+    for state in states:  # newer versions of torch have several in one
         found += getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     return [each for each in found if each is not None]

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_conv.callbacks import KernelStability, Probe
-from lightning_conv.machine.processes import Processes
+from lightning_conv.callbacks.run import ranks
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def one_fails(rank, world):
         "GROUP_RANK": "0",
     }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "TORCHELASTIC_RUN_ID": "one"}
-    Processes.__init__.__defaults__ = (4.0,)
+    ranks.all_processes.__defaults__ = (4.0,)
     module, steps = Sharded(), []
 
     def fail(layer, given):

@@ -1,13 +1,10 @@
 """A kernel that is divided among 2 and 4 processes is that of one process; one that fails or lags is named, and none waits for ever."""
 
-import os
 import time
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from on_ranks import run
 from torch import nn
 from torch.distributed.algorithms.join import Join
 
@@ -91,32 +88,6 @@ def kernels(processes, by):
         targets = torch.randn(13, 7, generator=torch.Generator().manual_seed(2))
         found["cotangents"] = (ntk_gram(model, words, cotangents=targets, processes=processes).matrix,)
     return found
-
-
-def on_rank(rank, world, store, body, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
-    )
-    torch.save(body(rank, world), f"{folder}/{rank}.pt")
-    os._exit(0)  # a process that others have left is not waited for
-
-
-def run(world, body, folder: Path):
-    """Run a function in so many processes; return what each has returned."""
-    context = torch.multiprocessing.get_context("spawn")
-    made = [context.Process(target=on_rank, args=(r, world, folder / "store", body, folder)) for r in range(world)]
-    for each in made:
-        each.start()
-    latest = time.monotonic() + 200
-    for each in made:
-        each.join(max(0.1, latest - time.monotonic()))
-        if each.is_alive():
-            each.kill()
-    return [
-        torch.load(folder / f"{r}.pt", weights_only=False) if (folder / f"{r}.pt").exists() else None
-        for r in range(world)
-    ]
 
 
 def divided_kernels(rank, world):

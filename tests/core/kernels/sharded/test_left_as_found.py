@@ -11,6 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lightning_conv import ntk_gram
+from lightning_conv.kernels.sharded.passes import sharded_outputs
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +113,24 @@ def trained(rank, world, *, measured):
 
 def both(rank, world):
     return trained(rank, world, measured=False), trained(rank, world, measured=True)
+
+
+def with_own_buffers(rank, world):
+    model = sharded(world)
+    model.net[1].running_mean += rank + 1.0
+    outputs, gram = sharded_outputs(model, INPUTS), ntk_gram(model, INPUTS, cotangents=INPUTS[:, :6])
+    return model.net[1].running_mean.clone(), outputs, gram.matrix
+
+
+def test_processes_with_statistics_of_their_own_measure_those_of_the_first(tmp_path):
+    whole = Counting().eval()
+    whole.net[1].running_mean += 1.0
+    rows = [torch.autograd.grad(whole(x[None])[0] @ x[:6], list(whole.parameters())) for x in INPUTS]
+    j = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows]).double()
+    for rank, (mean, outputs, matrix) in enumerate(run(2, with_own_buffers, tmp_path)):
+        assert torch.equal(mean, torch.full((32,), rank + 1.0))
+        assert torch.allclose(outputs, whole(INPUTS), atol=1e-6)
+        assert (matrix - j @ j.T).abs().max() <= 1e-6 * (j @ j.T).abs().max()
 
 
 def test_training_goes_on_to_the_same_bit_wherever_it_is_measured(tmp_path):
