@@ -65,6 +65,9 @@ class StatelessModule:
     recorder: Callable[[Mapping[str, Tensor]], Any] | None = None
     """What makes a recorder of its layers, where the one for whole parameters does not see them."""
 
+    transforms: bool = True
+    """Whether ``torch.func`` can transform it: its forward does nothing but compute."""
+
     def __init__(
         self,
         model: nn.Module,

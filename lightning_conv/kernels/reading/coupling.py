@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from lightning_conv.kernels.reading.alone import outputs_alone
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import StatelessModule
@@ -44,10 +45,11 @@ def require_own_outputs(
 ) -> Narrowing | None:
     r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
 
-    The kernel of a pair of samples would then not be defined. All n samples are evaluated together, and once more in reverse order,
-    without the first one, the first one alone, in groups of neighbours i // g and in groups of i mod g, where g is the integer part
-    of the square root of n, and in the batches of the engine. Two samples that share a group in one of the two ways do not in the
-    other, so every pair is separated at least once. Each way has another seed.
+    The kernel of a pair of samples would then not be defined. All n samples are evaluated together, in the batches of the engine, each
+    by itself (``outputs_alone``), and some in batches of two and three. Where they cannot be evaluated by themselves, or differ, all are
+    evaluated in reverse order, without the first one, the first one alone, in groups of neighbours i // g and in groups of i mod g, where
+    g is the integer part of the square root of n. Two samples that share a group in one of the two ways do not in the other, so every
+    pair is separated at least once. Each way has another seed.
 
     A change is refused above sqrt(eps) of the largest output, or 8 times the unit roundoff of the type ``coarse``. In float64 a smaller
     one makes the kernel uncertified, unless it is
@@ -78,9 +80,9 @@ def require_own_outputs(
     Raises:
         ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
-    Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; the memory of their
-    outputs and of those of one batch; a copy of the parameters in float32; with ``gradients`` five gradients of eight samples in all,
-    two of them kept.
+    Cost: two forwards of the n samples without a graph, or five in 2 sqrt(n) + 4 batches where samples cannot be evaluated by
+    themselves, and one for each of ``cuts``; the memory of their outputs and of those of one batch; a copy of the parameters in float32;
+    with ``gradients`` five gradients of eight samples in all, two of them kept.
     """
     samples, ways = sample_count(inputs), 0
 
@@ -104,19 +106,23 @@ def require_own_outputs(
         changes = [judge.change_of_rows(found, whole, chosen) for chosen, found in evaluated(groups)]
         judge.take(max(changes), f"outputs {whose}", when)
 
-    compare([order[:1]], "of the first sample", "when the rest of the batch is added")
-    if samples > 1:
-        compare([order.flip(0)], "of a sample", "with the order of the batch")
-        compare([order[1:]], "of the other samples", "when the first sample is left out")
-        neighbours = [order[cut] for cut in blocks(samples, group)]
-        compare(neighbours, "of a sample", "when its batch is a part of the samples")
-    if group > 1:
-        strided = [order[start::group] for start in range(group)]
-        compare(strided, "of a sample", "when its batch is every few samples")
     for cut in {tuple((each.start, each.stop) for each in cut) for cut in cuts}:
         if len(cut) > 1:
             parts = [order[start:stop] for start, stop in cut]
             compare(parts, "of a sample", "when its batch is a part of the samples")
+    for few in (2, 3):
+        if few < samples:  # a forward may ask for their number, whether it is even, for instance
+            compare([order[:few]], f"of the first {few} samples", "when the rest of the batch is added")
+    if not judge.is_rounding(_change_alone(judge, module, inputs, whole, rows, arranged)):
+        compare([order[:1]], "of the first sample", "when the rest of the batch is added")
+        if samples > 1:
+            compare([order.flip(0)], "of a sample", "with the order of the batch")
+            compare([order[1:]], "of the other samples", "when the first sample is left out")
+            neighbours = [order[cut] for cut in blocks(samples, group)]
+            compare(neighbours, "of a sample", "when its batch is a part of the samples")
+        if group > 1:
+            strided = [order[start::group] for start in range(group)]
+            compare(strided, "of a sample", "when its batch is every few samples")
     ends = torch.tensor(sorted({*range(min(ENDS, samples)), *range(max(0, samples - ENDS), samples)}))
     if gradients and 1 < len(ends) <= rows:
         together, *alone = [
@@ -197,6 +203,10 @@ class _Judge:
         """Return the largest change of the outputs of the ``chosen`` samples against their rows of ``whole``."""
         return max(self.change(found[cut], whole[chosen[cut].to(whole.device)]) for cut in _few_rows(found))
 
+    def is_rounding(self, change: float) -> bool:
+        """Return whether a change would be neither refused nor noted."""
+        return bool(change <= min(self._rounding, self.refused))
+
     def take(self, change: float, what: str, when: str) -> None:
         """Refuse a relative change above sqrt(eps), and note one above rounding.
 
@@ -216,6 +226,26 @@ class _Judge:
         if change > self._rounding and (self.found is None or change > self.found.unit):
             said = f"changes the {what} by {change:.1e} (relative) {when}, more than rounding explains"
             self.found = Narrowing("the network", said, "samples couple or the forward is random", None, change)
+
+
+def _change_alone(
+    judge: _Judge,
+    module: StatelessModule,
+    inputs: Inputs,
+    whole: Tensor,
+    rows: int,
+    arranged: Callable[[Inputs], Inputs],
+) -> float:
+    """Return the largest change of the outputs of samples that are evaluated by themselves; infinity: they cannot be."""
+    if not module.transforms or module.before is not None or module.copies:  # the forward writes to something
+        return float("inf")
+    changes = [0.0]
+    try:
+        for cut, found in outputs_alone(module, inputs, rows, arranged):
+            changes.append(judge.change_of_rows(found, whole, torch.arange(cut.start, cut.stop)))
+    except Exception:  # of any kind: the forward is the user's, and was not written for this
+        return float("inf")
+    return max(changes)
 
 
 def _few_rows(outputs: Tensor) -> list[slice]:

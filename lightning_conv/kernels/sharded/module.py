@@ -33,6 +33,8 @@ class ShardedModule(StatelessModule):
         ValueError: what is asked for needs all parameters, or they have a type of 16 bits.
     """
 
+    transforms = False  # its forward gathers parameters, which an error inside a transform would leave half done
+
     def __init__(self, model: nn.Module, *, batch_norm: BatchNormMode = "eval") -> None:
         require_supported(model)
         refuse_batch_statistics(model)
