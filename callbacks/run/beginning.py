@@ -29,7 +29,6 @@ from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.sharded import NO_COPY, is_sharded_run, probe_of_sharded
 from lightning_conv.callbacks.run.step.optimizers import measured_parameters
 from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
-from lightning_conv.callbacks.run.step.seeking import NoLossError
 from lightning_conv.health.kernel.subset_parameters import Subset, subset_parameters
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.reading.samples import NotFiniteSamplesError
@@ -201,7 +200,7 @@ def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception,
             f"{name}{of}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
             "parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
         )
-    if isinstance(error, (NotFiniteSamplesError, NoLossError)):  # no other way to call the network helps
+    if isinstance(error, NotFiniteSamplesError):  # no other way to call the network helps
         return f"{name}{of}: {said}; {without_measuring(entry)}"
     batch, places = _seen(trainer, batch)
     seen = f" on a batch of {describe(batch)}" if any(True for _ in tensors_in(batch)) else ""

@@ -27,10 +27,6 @@ class NotObservedError(ValueError):
     """The training step is not a function of samples that can be measured; the message says why."""
 
 
-class NoLossError(NotObservedError):
-    """The training step gives no loss."""
-
-
 @dataclass(frozen=True)
 class Seen:
     """One run of the step."""
@@ -62,8 +58,7 @@ def seek(twin: Twin, batch: Any) -> Seen:
         batch: A batch as the training step gets it.
 
     Raises:
-        NoLossError: The step gives no loss.
-        NotObservedError: No loss is seen that the optimizer minimises.
+        NotObservedError: The step gives no loss, or none that the optimizer minimises.
     """
     step = twin.global_step
     first = seen = run_step(twin, batch, 0)
@@ -79,7 +74,9 @@ def seek(twin: Twin, batch: Any) -> Seen:
     twin.tell(step)
     if first is None:
         if twin.watched is None or not twin.n_losses:
-            raise NoLossError("the training step gives no loss: it returns none and calls no `manual_backward`")
+            raise NotObservedError(
+                "the training step gives no loss: it returns none and calls no `manual_backward`; return the loss, where that is forgotten"
+            )
         raise NotObservedError(
             f"the optimizer makes no step in {BATCHES} batches, and no loss of the training step reaches its parameters"
         )
