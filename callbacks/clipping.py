@@ -59,7 +59,7 @@ class RegularizedGradientClipping(ChangesSteps, LogsOfRun):
     def __init__(self, gamma: float, delta: float = 0.1) -> None:
         try:
             require_clipping(gamma, delta)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise MisconfigurationException(f"RegularizedGradientClipping: {error}") from error
         self.gamma = float(gamma)
         self.delta = float(delta)

@@ -6,6 +6,9 @@ e) alone, so that an interrupted and an uninterrupted run see the same batches.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -15,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 from typing_extensions import override
 
+from lightning_conv.arguments import require_type
 from lightning_conv.recipes.augmentation import AugmentedSampler, RandomCrops
 
 
@@ -99,6 +103,8 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int, seed: int, normalize: bool = False, augment: bool = False) -> None:
         super().__init__()
+        with _misconfigured():
+            require_type("batch_size", batch_size, Integral, "a whole number of at least 1")
         if batch_size < 1:
             raise MisconfigurationException(f"batch_size: must be at least 1, got {batch_size}")
         self.batch_size = batch_size
@@ -206,13 +212,36 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
 
 def require_size(name: str, size: int | None) -> None:
-    """Refuse a number of samples that is not positive.
+    """Refuse a number of samples that is no whole number, or not positive.
 
     Raises:
-        MisconfigurationException: if it is below 1.
+        MisconfigurationException: if it is below 1, or of another type.
     """
-    if size is not None and size < 1:
-        raise MisconfigurationException(f"{name}: must be at least 1, or None for all samples; got {size}")
+    if size is not None:
+        with _misconfigured():
+            require_type(name, size, Integral, "a whole number, or None for all samples")
+        if size < 1:
+            raise MisconfigurationException(f"{name}: must be at least 1, or None for all samples; got {size}")
+
+
+def require_share(name: str, share: float) -> None:
+    """Refuse a share of the samples outside (0, 1).
+
+    Raises:
+        MisconfigurationException: if it is outside, or no number.
+    """
+    with _misconfigured():
+        require_type(name, share, Real, "a share of the samples in (0, 1)")
+    if not 0.0 < share < 1.0:
+        raise MisconfigurationException(f"{name}: must lie in (0, 1), got {share}")
+
+
+@contextmanager
+def _misconfigured() -> Iterator[None]:
+    try:
+        yield
+    except TypeError as error:
+        raise MisconfigurationException(str(error)) from None
 
 
 def channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,8 +290,7 @@ class DigitsDataModule(InMemoryDataModule):
         augment: bool = False,
     ) -> None:
         super().__init__(batch_size, seed, normalize, augment)
-        if not 0.0 < test_fraction < 1.0:
-            raise MisconfigurationException(f"test_fraction: must lie in (0, 1), got {test_fraction}")
+        require_share("test_fraction", test_fraction)
         require_size("n_train", n_train)
         self.test_fraction = test_fraction
         self._n_train = n_train

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from typing_extensions import override
 
-from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_size
+from lightning_conv.arguments import described
+from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_share, require_size
 
 Part: TypeAlias = Literal["docstrings", "sources"]
 
@@ -72,12 +73,9 @@ class LanguageDataModule(InMemoryDataModule):
         super().__init__(batch_size, seed)
         if part not in get_args(Part):
             raise MisconfigurationException(f"part: {part!r} is not one of {', '.join(get_args(Part))}")
-        if not 0.0 < test_fraction < 1.0:
-            raise MisconfigurationException(f"test_fraction: must lie in (0, 1), got {test_fraction}")
-        if folder is not None and not Path(folder).is_dir():
-            raise MisconfigurationException(
-                f"folder: {Path(folder).resolve()} is no folder; name one with files of text"
-            )
+        require_share("test_fraction", test_fraction)
+        if folder is not None and not (isinstance(folder, (str, Path)) and Path(folder).is_dir()):
+            raise MisconfigurationException(f"folder: {described(folder)} is no folder; name one with files of text")
         for name, size in {"length": length, "n_train": n_train, "n_test": n_test}.items():
             require_size(name, size)
         self.part, self.folder, self.pattern, self.length = part, folder, pattern, length

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_conv.checked import checked, whole
+
 SPREAD = 0.02
 """Standard deviation of the initial weights, as in GPT-2."""
 
@@ -82,14 +84,11 @@ class GPT(nn.Module):
     added to the residual stream are scaled by 1 / sqrt(2 `depth`) at the start.
     """
 
+    @checked(vocabulary=whole(1), positions=whole(1), width=whole(1), depth=whole(1), heads=whole(1))
     def __init__(
         self, vocabulary: int, positions: int, *, width: int = 128, depth: int = 3, heads: int = 4, tied: bool = True
     ) -> None:
         super().__init__()
-        sizes = {"vocabulary": vocabulary, "positions": positions, "width": width, "depth": depth, "heads": heads}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name}: must be positive, got {size}")
         if width % heads:
             raise ValueError(f"width: {width} is no multiple of heads={heads}; take {heads * (width // heads + 1)}")
         self.positions = positions

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_conv.checked import checked, real, whole
+
 
 class LoRALinear(nn.Linear):
     r"""A frozen linear layer with a trainable low-rank term.
@@ -35,6 +37,7 @@ class LoRALinear(nn.Linear):
     Source: Hu et al. 2021 (2106.09685), section 4.1.
     """
 
+    @checked(in_features=whole(1), out_features=whole(1), rank=whole(1), alpha=real())
     def __init__(
         self, in_features: int, out_features: int, *, rank: int = 8, alpha: float = 16.0, bias: bool = True
     ) -> None:
@@ -96,6 +99,7 @@ class LoRALinear(nn.Linear):
         return f"{super().extra_repr()}, rank={self.rank}, alpha={self.alpha:g}"
 
 
+@checked()
 def add_adapters(
     network: nn.Module, names: Sequence[str] = ("*",), *, rank: int = 8, alpha: float = 16.0
 ) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.networks.analytic import make_analytic, softplus
 from lightning_conv.networks.wide_layer import widen_head
 
@@ -26,6 +27,7 @@ SMALLEST_IMAGE = 8
 """Smallest number of pixels along a side: ResNet-18 halves an image three times."""
 
 
+@checked(in_features=whole(1), num_classes=whole(1), width=whole(1), beta=real(above=0))
 def wide_fc(
     in_features: int, num_classes: int, *, width: int, hidden: Sequence[int] = (128,), beta: float = 100.0
 ) -> nn.Sequential:
@@ -58,9 +60,6 @@ def wide_fc(
         ValueError: if a size or `beta` is not positive.
     """
     sizes = [in_features, *hidden, width]
-    for name, value in {"in_features": in_features, "num_classes": num_classes, "width": width, "beta": beta}.items():
-        if value <= 0:
-            raise ValueError(f"{name}: must be positive, got {value}")
     if min(sizes) < 1:
         raise ValueError(f"hidden: every layer needs at least one unit, got {list(hidden)}")
     trunk = nn.Sequential(nn.Flatten())
@@ -72,6 +71,7 @@ def wide_fc(
     return network
 
 
+@checked(in_channels=whole(1), num_classes=whole(1), width=whole(1), channels=whole(1))
 def bn_resnet(
     in_channels: int,
     num_classes: int,
@@ -111,14 +111,8 @@ def bn_resnet(
     Raises:
         ValueError: if a size or `beta` is not positive, or `arch` is unknown.
     """
-    if arch not in get_args(Arch):
-        raise ValueError(f"arch: {arch!r} is not one of {', '.join(get_args(Arch))}")
     blocks, default = STAGES[arch]
     first = default if channels is None else channels
-    sizes = {"in_channels": in_channels, "num_classes": num_classes, "width": width, "channels": first}
-    for name, value in sizes.items():
-        if value <= 0:
-            raise ValueError(f"{name}: must be positive, got {value}")
     parts: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(in_channels, first, 3, padding=1, bias=False), bn1=nn.BatchNorm2d(first), relu=nn.ReLU()
     )

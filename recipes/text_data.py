@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from typing_extensions import override
 
-from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_size, stratified_split
+from lightning_conv.arguments import described
+from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_share, require_size, stratified_split
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest")
 """Packages of the standard library, each with several thousand lines."""
@@ -52,10 +53,15 @@ class TextDataModule(InMemoryDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__(batch_size, seed)
-        if not 0.0 < test_fraction < 1.0:
-            raise MisconfigurationException(f"test_fraction: must lie in (0, 1), got {test_fraction}")
+        require_share("test_fraction", test_fraction)
         for name, size in {"n_train": n_train, "lines": lines, "features": features}.items():
             require_size(name, size)
+        if (
+            isinstance(packages, str)
+            or not isinstance(packages, Sequence)
+            or not all(isinstance(each, str) for each in packages)
+        ):
+            raise MisconfigurationException(f"packages: {described(packages)}; need a list of names of packages")
         if len(set(packages)) < 2:
             raise MisconfigurationException(f"packages: {list(packages)}; need at least two different ones")
         self.lines, self.features, self.packages = lines, features, tuple(dict.fromkeys(packages))

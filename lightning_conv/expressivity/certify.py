@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked
 from lightning_conv.expressivity.alignment import certify_alignment
 from lightning_conv.expressivity.certificate import RankCertificate, require_features, too_narrow, watched
 from lightning_conv.expressivity.decomposition import decomposition_bytes
@@ -37,6 +38,7 @@ FEW = 512
 """Number of samples up to which all singular values are computed at once. Beyond, the Cholesky factors are tried first."""
 
 
+@checked()
 def certify_expressivity(
     features: Tensor | FeatureRows,
     *,

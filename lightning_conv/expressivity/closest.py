@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked, whole
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.rounding import exponent_of, gamma, ldexp, ldexp_up
 from lightning_conv.reporting.progress import Report, silent
@@ -33,6 +34,7 @@ class ClosestRows:
     compared: float  # share of the pairs that were compared
 
 
+@checked(block=whole(1))
 def closest_rows(
     matrix: Tensor, *, labels: Tensor | None = None, block: int = BLOCK, report: Report = silent
 ) -> ClosestRows:

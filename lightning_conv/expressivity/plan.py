@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.expressivity.tiles import WORD, Tiles
 from lightning_conv.machine.gemm import calibrated
 from lightning_conv.machine.memory import allowed_memory, mebibytes
@@ -47,6 +48,7 @@ class StreamPlan:
         )
 
 
+@checked(samples=whole(1), width=whole(1), tile=whole(1), row_seconds=real(least=0), processes=whole(1))
 def plan_stream(
     samples: int,
     width: int,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.arguments import require_option
+from lightning_conv.checked import checked, real
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.rounding import exponent_of, ldexp, product_up, quotient_down, sum_up
 from lightning_conv.linalg.spectrum import Spectrum
@@ -49,6 +50,7 @@ def step_in_sum_of_squares(step: float, *, loss: SquaredLoss, numbers: int) -> f
     return step * {"mean": 2 / numbers, "sum": 2.0, "half_sum": 1.0}[loss]
 
 
+@checked(step=real(least=0), lambda_max=real(least=0))
 def step_size_ratio(step: float, lambda_max: float) -> float:
     """Return eta_S lambda_max(G) / 2, below 1 if and only if gradient descent on the linearised model is stable.
 
@@ -155,6 +157,7 @@ def contracted_energy(eigenvalues: Tensor, energies: Tensor, steps: Mapping[floa
     return float(contracted_energies(eigenvalues, energies, steps).sum())
 
 
+@checked()
 def predicted_contraction(
     eigenvalues: Tensor, eigenvectors: Tensor, residual: Tensor, steps: Mapping[float, int]
 ) -> float:

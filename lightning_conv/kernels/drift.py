@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.eigenvalues.bounded import divide, quotient
@@ -26,6 +27,7 @@ class Drift:
     floor: float  # relative Frobenius changes below this are rounding
 
 
+@checked()
 def centred_alignment(x: Tensor, y: Tensor) -> float:
     r"""Return the centred kernel alignment (CKA) of two kernel matrices.
 
@@ -71,6 +73,7 @@ def relative_frobenius_change(gram: KernelGram | Tensor, reference: KernelGram |
     return frobenius(now - then) / _norm(then)
 
 
+@checked()
 def kernel_drift(
     gram: KernelGram | Tensor,
     reference: KernelGram | Tensor,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from lightning_conv.checked import checked
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.kernels.spectrum import kernel_spectrum
 from lightning_conv.linalg.rounding import gamma
@@ -14,6 +15,7 @@ from lightning_conv.linalg.spectrum import Bounded, Spectrum
 from lightning_conv.reporting.markdown import markdown_table
 
 
+@checked()
 def layer_spectra(gram: KernelGram) -> dict[str, Spectrum]:
     """Compute the spectrum of each layer's kernel, with error bounds; layers that contribute nothing are left out.
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.arguments import require_option
+from lightning_conv.arguments import require_option, require_whole
 from lightning_conv.kernels.estimated_kernel import EstimatedKernel
 from lightning_conv.kernels.planning.request import contracted_outputs
 from lightning_conv.kernels.products.combinations import checked_cotangents
@@ -110,10 +110,10 @@ class NTKOperator(EstimatedKernel):
         require_option("dtype", dtype, (None, torch.float64))
         samples = sample_count(inputs)
         given = None if cotangents is None else checked_cotangents(cotangents, samples)
-        if chunk is not None and (chunk < 1 or (batch_norm == "batch" and chunk < samples)):
-            raise ValueError(
-                f'chunk: {chunk}; need at least 1, and all {samples} samples with batch_norm="batch", since they couple'
-            )
+        if chunk is not None:
+            require_whole("chunk", chunk, least=1)
+        if chunk is not None and batch_norm == "batch" and chunk < samples:
+            raise ValueError(f'chunk: {chunk}; need all {samples} samples with batch_norm="batch", since they couple')
         self._map = JacobianMap(
             model, inputs, parameters=parameters, batch_norm=batch_norm, dtype=dtype, max_memory=max_memory, chunk=chunk
         )

@@ -15,6 +15,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.linalg.rounding import (
     FEW,
     gamma,
@@ -41,6 +42,7 @@ class Comparator:
     distance: float  # |W_0 - comparator|_F, an upper bound
 
 
+@checked(step=real(above=0), steps=whole(0))
 def gradient_descent_bound(comparators: Comparator | Iterable[Comparator], step: float, steps: int) -> float:
     r"""Bound L(w_t) - L* after t steps of gradient descent; the bound is rounded up.
 
@@ -91,6 +93,7 @@ def _between(stay: float, found: Comparator, price: float) -> float:
     return min(rounded_up(given - (given - Fraction(found.excess)) ** 2 / (4 * Fraction(price))), stay)
 
 
+@checked(step=real(above=0), gap=real())
 def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step: float, gap: float) -> float:
     """Return the number of steps after which ``gradient_descent_bound`` is at most ``gap``; infinite if it never is.
 
@@ -120,6 +123,7 @@ def gradient_descent_steps(comparators: Comparator | Iterable[Comparator], step:
     return high
 
 
+@checked(gap=real(), step=real(above=0), curvature_min=real(least=0), steps=whole(0))
 def linear_bound(gap: float, step: float, curvature_min: float, steps: int) -> float:
     r"""Bound L(w_t) - L* after t steps of gradient descent on a *squared* loss: :math:`(1 - \eta \mu)^{2t} (L(w_0) - L^*)`.
 
@@ -173,6 +177,7 @@ def rounded_bound(bound: float, drift: float, curvature: float) -> float:
     return product_up(root, root)
 
 
+@checked(gradient_bound=real(least=0, finite=False))
 def sgd_bound(comparators: Comparator | Iterable[Comparator], gradient_bound: float, steps: Tensor) -> float:
     r"""Bound E[min_{k < t} L(w_k)] - L* for stochastic gradients: :math:`\frac{R^2 + G^2 \sum \eta_k^2}{2 \sum \eta_k}`.
 
@@ -200,6 +205,7 @@ def _weighted(found: Comparator, numerator: float, total: float) -> float:
     return sum_up(found.excess, quotient_up(numerator, 2 * total))
 
 
+@checked(batch_curvature=real(least=0, finite=False))
 def sgd_interpolation_bound(
     comparators: Comparator | Iterable[Comparator], batch_curvature: float, steps: Tensor
 ) -> float:

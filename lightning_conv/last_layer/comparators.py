@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from lightning_conv.checked import checked, real
 from lightning_conv.last_layer.bounds import Comparator
 from lightning_conv.last_layer.gram import LeastChange, least_change
 from lightning_conv.last_layer.prescribed import prescribed_outputs
@@ -18,6 +19,7 @@ PRESCRIBED = 6
 SCALES = (1.05, 1.1, 1.2, 1.4, 1.8, 2.6, 4.2, 7.4)
 
 
+@checked(floor=real())
 def comparator(problem: HeadProblem, start: Tensor, w: Tensor, floor: float | None = None) -> Comparator:
     """Compute the excess loss of W = ``w`` and its distance from ``start``, with rounding included.
 
@@ -43,6 +45,7 @@ def comparator(problem: HeadProblem, start: Tensor, w: Tensor, floor: float | No
     return Comparator(max(excess, 0.0) * OUTWARD if excess > 0 else 0.0, distance)
 
 
+@checked(smallest=real(above=0))
 def comparators(
     problem: HeadProblem,
     start: Tensor,

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked, whole
 from lightning_conv.expressivity.stream import FeatureRows
 from lightning_conv.last_layer.features import HeadFeatures, feature_rows
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -55,6 +56,7 @@ class HeadProblem(HeadFeatures):
         (0.693147, 0.0)
     """
 
+    @checked(outputs=whole(1))
     def __init__(
         self,
         features: Tensor | FeatureRows,

@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked, real
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.search import Search, SolveMethod
 from lightning_conv.last_layer.solution import HeadSolution, Judgement, SolutionVerdict
@@ -16,6 +17,7 @@ from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.reporting.progress import progress_bar
 
 
+@checked(tol=real(above=0))
 def solve_head(
     problem: HeadProblem,
     *,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_conv.arguments import require_number
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.last_layer.problem import HeadProblem
 from lightning_conv.last_layer.sigma import sigma_max
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -56,6 +58,7 @@ class HeadCurvature:
         return cls(Bounded(value, lower, upper, sigma_max.certified, method), sigma_max, smoothness)
 
 
+@checked(tolerance=real(above=0))
 def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurvature:
     r"""Compute L_H = (L_ell / n) sigma_max([h, 1])^2 with proven bounds.
 
@@ -77,6 +80,7 @@ def head_curvature(problem: HeadProblem, *, tolerance: float = 1e-3) -> HeadCurv
     return HeadCurvature.of(sigma_max(problem, tolerance=tolerance), smoothness, problem.samples)
 
 
+@checked(batch_size=whole(1))
 def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvature | None = None) -> float:
     r"""Bound the curvature of every mini-batch's mean loss, :math:`\sup_B \frac{L_\ell}{b} \sigma_{\max}([h_B, 1])^2`.
 
@@ -104,6 +108,7 @@ def batch_curvature(problem: HeadProblem, batch_size: int, curvature: HeadCurvat
     return min(bound, product_up(curvature.value.upper, quotient_up(problem.samples, batch_size)))
 
 
+@checked()
 def gradient_bound(problem: HeadProblem) -> float:
     r"""Compute G with :math:`|\nabla L_B(W)|_F \le G` for every mini-batch B and every W, for (binary) cross-entropies.
 
@@ -160,9 +165,9 @@ class PowerSchedule:
     power: float = 0.75
 
     def __post_init__(self) -> None:
-        for name, number in (("first", self.first), ("decay", self.decay)):
-            if not 0 < number < math.inf:
-                raise ValueError(f"{name}: {number}; need a positive number")
+        require_number("first", self.first, above=0)
+        require_number("decay", self.decay, above=0)
+        require_number("power", self.power)
         if not 0.5 < self.power <= 1:
             raise ValueError(f"power: {self.power}; need one in (1/2, 1]: sum eta_k = inf and sum eta_k^2 < inf")
 

@@ -13,7 +13,7 @@ from lightning_conv.linalg.eigenvalues.cholesky import factor_memory
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError, decompose, eigen_decomposition, residual_radius
 from lightning_conv.linalg.eigenvalues.largest import largest
 from lightning_conv.linalg.eigenvalues.smallest import smallest
-from lightning_conv.linalg.eigenvalues.symmetric import Symmetric, checked, require_symmetric
+from lightning_conv.linalg.eigenvalues.symmetric import Symmetric, require_symmetric, symmetric_matrix
 from lightning_conv.linalg.estimates import spectral_entropy
 from lightning_conv.linalg.rounding import ldexp, ldexp_up, product_up, sum_up
 
@@ -131,7 +131,7 @@ def matrix_spectrum(matrix: Tensor, *, method: Method | None = None) -> Spectrum
 
 
 def _dense(matrix: Tensor) -> Spectrum:
-    a = checked(matrix, "gram")
+    a = symmetric_matrix(matrix, "gram")
     values, vectors, reason = decompose(a.matrix)
     absolute, relative = residual_radius(a.matrix.to(vectors.device), values, vectors)
     radius = sum_up(absolute, product_up(relative, float(values.abs().max())))
@@ -160,7 +160,7 @@ def _in_range(bounded: Bounded, a: Symmetric) -> Bounded:
 
 
 def _extremes(matrix: Tensor) -> Spectrum:
-    a = checked(matrix, "gram")
+    a = symmetric_matrix(matrix, "gram")
     memory = factor_memory(a)
     lowest, highest = (_in_range(a.rescaled(end(a, TOLERANCE, SEED, memory)), a) for end in (smallest, largest))
     return Spectrum(None, lowest, highest, radius=None, trace=float(matrix.diagonal().sum()))

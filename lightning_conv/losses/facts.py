@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.losses.torch_loss import reduction, torch_loss
 
 
@@ -22,6 +23,7 @@ class LossFacts:
     attained: bool  # whether some outputs attain the infimum
 
 
+@checked()
 def loss_facts(loss_fn: Any, outputs: Tensor, targets: Tensor) -> LossFacts | None:
     r"""Return infimum and smoothness of a mean loss of torch; None if they are not known.
 
@@ -115,6 +117,7 @@ def binary_entropy(t: Tensor) -> Tensor:
     return entropy
 
 
+@checked(smoothness=real(least=0), sigma_max=real(least=0), samples=whole(1))
 def curvature(smoothness: float, sigma_max: float, samples: int) -> float:
     r"""Return L_H = (L_ell / n) sigma_max([h, 1])^2, the Lipschitz constant of the gradient of L by the last layer.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lightning_conv.checked import checked
 from lightning_conv.losses.flat_weights import FlatWeights
 from lightning_conv.losses.kind import LossFn, loss_kind
 
@@ -40,6 +41,7 @@ class Objective:
         (5.0, [3.0, 1.0])
     """
 
+    @checked()
     def __init__(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: LossFn) -> None:
         self._model = copy.deepcopy(model).double().eval()
         trained = {name: p for name, p in self._model.named_parameters() if p.requires_grad}

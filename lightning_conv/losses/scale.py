@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lightning_conv.checked import checked, whole
 from lightning_conv.losses.torch_loss import reduction, torch_loss
 
 
@@ -34,6 +35,7 @@ class LossScale:
         return eta * self.per_mean
 
 
+@checked(samples=whole(1), outputs=whole(1))
 def loss_scale(loss_fn: object, samples: int, outputs: int) -> LossScale | None:
     """Return the scale of a squared loss of torch on n samples of C numbers; None for any other loss.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_conv.arguments import require_type
 from lightning_conv.kernels.drift import (
     Drift,
     centred_alignment,
@@ -44,6 +45,7 @@ class ReferenceMetric(KernelMetric):
     def __init__(self, reference: KernelGram | Tensor | None = None, **options: Unpack[MetricOptions]) -> None:
         super().__init__(**options)
         if reference is not None:
+            require_type("reference", reference, (KernelGram, Tensor), "a kernel of ntk_gram, or a matrix in float64")
             require_symmetric(matrix_of(reference), "reference")
         self._add_kernel("reference", reference, persistent=True)
 

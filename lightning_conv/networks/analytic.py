@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import checked, real
 from lightning_conv.networks.analytic_layers import judge_layer
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count, take
@@ -171,6 +172,7 @@ _TWINS: dict[type[nn.Module], Callable[[Any, float], nn.Module]] = {
 }
 
 
+@checked(beta=real(above=0))
 def make_analytic(model: nn.Module, inputs: Inputs | None = None, *, beta: float = 100.0) -> Smoothed:
     """Copy ``model``, replace ReLU, leaky ReLU and ReLU6 by softplus activations, and list the kinks that are left.
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_conv.checked import checked
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head_probe import departure, probe_head, same
 from lightning_conv.networks.inputs import Inputs, sample_count, take
@@ -54,6 +55,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
+@checked()
 def find_head(model: nn.Module, inputs: Inputs, name: str | None = None, *, tokens: bool = False) -> Head:
     """Find the linear layer that produces the model's output, or the one called ``name``.
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, suppress
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import checked
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.head import Head, require_one_call
 from lightning_conv.networks.inputs import Inputs, sample_count
@@ -16,6 +17,7 @@ from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.networks.watched import as_rows, entering, watched_forward
 
 
+@checked()
 def last_hidden_features(model: nn.Module, head: Head, inputs: Inputs, *, dtype: torch.dtype | None = None) -> Tensor:
     """Compute the last hidden features h, the input of the head, shape (n, m_H), in eval mode.
 

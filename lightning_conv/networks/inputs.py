@@ -22,8 +22,8 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return tuple(function(value) for value in inputs)
 
 
-def input_tensors(inputs: Inputs) -> list[Tensor]:
-    """Return the tensors of ``inputs`` in order.
+def input_tensors(inputs: Inputs, name: str = "inputs") -> list[Tensor]:
+    """Return the tensors of ``inputs`` in order; messages call the argument by ``name``.
 
     Raises:
         TypeError: ``inputs`` contains something else, or nothing.
@@ -36,29 +36,29 @@ def input_tensors(inputs: Inputs) -> list[Tensor]:
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors or len(tensors) != len(values):
         kinds = ", ".join(type(value).__name__ for value in values) or "nothing"
-        raise TypeError(f"inputs: expected a tensor, a tuple or a mapping of tensors, got {kinds}; pass tensors only")
+        raise TypeError(f"{name}: expected a tensor, a tuple or a mapping of tensors, got {kinds}; pass tensors only")
     return tensors
 
 
-def sample_count(inputs: Inputs) -> int:
-    """Return the number of samples n, the common length of dimension 0.
+def sample_count(inputs: Inputs, name: str = "inputs") -> int:
+    """Return the number of samples n, the common length of dimension 0; messages call the argument by ``name``.
 
     Raises:
         TypeError: a tensor does not have its numbers in rows: it is sparse, nested or quantised.
         ValueError: the tensors differ in length, or there is no sample.
     """
-    tensors = input_tensors(inputs)
+    tensors = input_tensors(inputs, name)
     for position, tensor in enumerate(tensors):
         kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else ""
         kind = kind or ("" if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch."))
         if kind:
-            raise TypeError(f"inputs: tensor {position} is {kind}; need dense tensors with one row for each sample")
+            raise TypeError(f"{name}: tensor {position} is {kind}; need dense tensors with one row for each sample")
     lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in tensors}
     if len(lengths) != 1 or 0 in lengths:
         flat = all(tensor.ndim == 1 and not tensor.is_floating_point() for tensor in tensors[:2])
         hint = f"; {ROWS_OF_BAGS}" if flat and len(tensors) > 1 else ""
         raise ValueError(
-            f"inputs: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}{hint}"
+            f"{name}: need one or more samples along dimension 0 of every tensor, got lengths {sorted(lengths)}{hint}"
         )
     return lengths.pop()
 

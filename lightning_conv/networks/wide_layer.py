@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.networks.analytic import softplus
 from lightning_conv.networks.analytic_layers import altered
 from lightning_conv.networks.evaluation import StatelessModule
@@ -44,6 +45,7 @@ def wide_layer_width(n_train: int, factor: float = 1.1) -> int:
     return max(1, math.ceil(round(factor * n_train, 9)))
 
 
+@checked(n=whole(1), factor=real(above=0), beta=real(above=0))
 def widen_head(
     model: nn.Module, n: int, factor: float = 1.1, *, beta: float = 100.0, head: str | None = None
 ) -> nn.Module:

@@ -74,9 +74,9 @@ def test_every_activation_has_the_given_sharpness(beta):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arch": "resnet50"}, "arch: 'resnet50' is not one of resnet8, resnet14"),
-        ({"channels": 0}, "channels: must be positive, got 0"),
-        ({"width": 0}, "width: must be positive, got 0"),
+        ({"arch": "resnet50"}, "arch: 'resnet50' is not one of 'resnet8', 'resnet14'"),
+        ({"channels": 0}, "channels: 0; need a whole number of at least 1"),
+        ({"width": 0}, "width: 0; need a whole number of at least 1"),
         ({"beta": -1.0}, "beta: -1.0"),
     ],
 )

@@ -160,5 +160,5 @@ def test_sizes_before_setup_are_refused():
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install \"lightning-conv\[recipes\]\""):
+    with pytest.raises(ModuleNotFoundError, match="run: pip install scikit-learn"):
         DigitsDataModule().setup()

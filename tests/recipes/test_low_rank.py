@@ -106,7 +106,7 @@ def test_no_position_sees_those_behind_it(gpt):
             "tokens: 7 positions, and the network has embeddings of 6",
         ),
         (lambda gpt: GPT(5, 4, width=6, heads=4), "width: 6 is no multiple of heads=4; take 8"),
-        (lambda gpt: GPT(5, 4, depth=0), "depth: must be positive, got 0"),
+        (lambda gpt: GPT(5, 4, depth=0), "depth: 0; need a whole number of at least 1"),
     ],
 )
 def test_mistakes_say_what_is_wrong(gpt, make, says):

@@ -56,7 +56,7 @@ def test_without_sizes_or_data_the_error_names_the_argument(recipe):
 
 
 def test_a_setting_that_the_network_refuses_is_told_as_the_users_mistake(recipe, quiet_trainer, data):
-    with pytest.raises(MisconfigurationException, match="width: must be positive, got -3"):
+    with pytest.raises(MisconfigurationException, match="width: -3; need a whole number of at least 1"):
         quiet_trainer(max_epochs=1).fit(recipe(width=-3), data)
 
 

@@ -31,5 +31,5 @@ def test_the_softplus_is_the_analytic_formula_in_float64():
 @pytest.mark.parametrize("argument", ["in_features", "num_classes", "width", "beta"])
 def test_sizes_that_are_not_positive_are_refused_by_name(argument):
     sizes = {"in_features": 4, "num_classes": 2, "width": 8, "beta": 100.0}
-    with pytest.raises(ValueError, match=f"{argument}: must be positive, got 0"):
+    with pytest.raises(ValueError, match=f"{argument}: 0; need "):
         wide_fc(**{**sizes, argument: 0})

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked
 from lightning_conv.kernels.infinite.correlation import correlations
 from lightning_conv.linalg.rounding import require_moderate
 
@@ -51,6 +52,7 @@ class ArcCosineDual:
         return cosine if self.nudge == 0 else torch.where(cosine == 1, cosine, cosine * (1 - self.nudge))
 
 
+@checked()
 def h_infinity(inputs: Tensor) -> Tensor:
     r"""Compute the limit kernel H_inf of the two-layer ReLU network whose hidden weights are trained.
 

@@ -27,12 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.kernels.infinite.limit import Dual, LimitKernel, c_sigma, limit_kernel
 from lightning_conv.kernels.infinite.recursions import of_pairs, require_c_res, require_depth
 from lightning_conv.linalg.rounding import require_moderate
 from lightning_conv.networks.activation import Activation
 
 
+@checked(depth=whole(1), kernel_size=whole(1), c_res=real(above=0))
 def convolutional_limit(
     images: Tensor, depth: int, activation: Activation, *, kernel_size: int = 3, c_res: float = 0.5
 ) -> LimitKernel:

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import checked
 from lightning_conv.kernels.infinite.arc_cosine import ArcCosineDual
 from lightning_conv.kernels.infinite.hermite import HermiteDual
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -85,6 +86,7 @@ class LimitKernel:
         )
 
 
+@checked()
 def c_sigma(activation: Activation) -> float:
     r"""Compute the normalising constant :math:`c_\sigma = (E_{z \sim N(0,1)} \sigma(z)^2)^{-1}`, which is 2 for ReLU.
 

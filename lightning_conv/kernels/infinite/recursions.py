@@ -30,11 +30,13 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from lightning_conv.checked import checked, real, whole
 from lightning_conv.kernels.infinite.arc_cosine import as_rows
 from lightning_conv.kernels.infinite.limit import Dual, LimitKernel, c_sigma, limit_kernel
 from lightning_conv.networks.activation import Activation
 
 
+@checked(depth=whole(1))
 def fully_connected_limit(inputs: Tensor, depth: int, activation: Activation) -> LimitKernel:
     """Compute K^(H) of ``DuFC`` with H hidden layers.
 
@@ -71,6 +73,7 @@ def fully_connected_limit(inputs: Tensor, depth: int, activation: Activation) ->
     return limit_kernel(activation, recursion)
 
 
+@checked(depth=whole(1), c_res=real(above=0))
 def residual_limit(inputs: Tensor, depth: int, activation: Activation, *, c_res: float = 0.5) -> LimitKernel:
     """Compute K^(H) of ``DuResNet`` with H hidden layers.
 

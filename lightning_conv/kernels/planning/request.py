@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 
-from lightning_conv.arguments import require_option
+from lightning_conv.arguments import require_option, require_type
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.inputs import Inputs
@@ -44,6 +45,7 @@ class Request:
         require_option("precision", self.precision, PRECISIONS)
         require_option("batch_norm", self.batch_norm, get_args(BatchNormMode))
         require_option("engine", self.engine, get_args(EngineName))
+        require_type("projections", self.projections, Integral, "a whole number of at least 2")
         if self.projections < 2:
             raise ValueError(f"projections: {self.projections}; an estimate with a standard error needs at least 2")
 

@@ -76,9 +76,9 @@ class Task:
         processes: Processes | None = None,
     ) -> None:
         self.request, self._processes = request, processes
-        for each in (inputs, inputs2):
+        for name, each in (("inputs", inputs), ("inputs2", inputs2)):
             if each is not None:
-                sample_count(each)
+                sample_count(each, name)
         given = checked_sets(inputs, inputs2, cotangents, cotangents2)
         self.module = stage.stateless(dtype=request.dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)

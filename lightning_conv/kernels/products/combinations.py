@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from lightning_conv.arguments import require_type
 from lightning_conv.linalg.rounding import require_moderate
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import StatelessModule
@@ -182,6 +183,10 @@ def checked_sets(
     Raises:
         ValueError: one set has cotangents and the other has none, or there is no second set.
     """
+    if inputs2 is None:
+        require_type(
+            "cotangents2", cotangents2, (Tensor, type(None)), "a tensor with a row for each of inputs2, or None"
+        )
     if cotangents2 is not None and (inputs2 is None or cotangents is None):
         missing = "inputs2" if inputs2 is None else "cotangents"
         raise ValueError(

@@ -11,17 +11,19 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import SEED, checked
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.cholesky import rounding_level, shifted_cholesky
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError, decompose, dense_end, residual_radius
 from lightning_conv.linalg.eigenvalues.smallest import require_tolerance, top_ritz_value
-from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD, Symmetric, checked
+from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD, Symmetric, symmetric_matrix
 from lightning_conv.linalg.lanczos import Krylov, lanczos
 from lightning_conv.linalg.rounding import gamma
 
 STEPS = 40
 
 
+@checked(seed=SEED)
 def largest_eigenvalue(matrix: Tensor, *, tolerance: float = 1e-6, seed: int = 0) -> Bounded:
     """Compute lambda_max of a symmetric float64 matrix with proven bounds.
 
@@ -57,7 +59,7 @@ def largest_eigenvalue(matrix: Tensor, *, tolerance: float = 1e-6, seed: int = 0
         True
     """
     require_tolerance(tolerance)
-    a = checked(matrix)
+    a = symmetric_matrix(matrix)
     return a.rescaled(largest(a, tolerance, seed))
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_conv.checked import SEED, checked, whole
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import SAFE_EXPONENT, rescaled
 from lightning_conv.linalg.lanczos import Matvec, lanczos
@@ -30,6 +31,7 @@ class RitzBounds:
     eigenvectors the start is not orthogonal."""
 
 
+@checked(size=whole(1), steps=whole(1), block=whole(1), seed=SEED)
 def ritz_bounds(
     matvec: Matvec,
     size: int,

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_conv.checked import SEED, checked
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.cholesky import ShiftedFactor, factor_memory, rounding_level, shifted_cholesky
 from lightning_conv.linalg.eigenvalues.dense import LinAlgError, dense_end
-from lightning_conv.linalg.eigenvalues.symmetric import Symmetric, checked
+from lightning_conv.linalg.eigenvalues.symmetric import Symmetric, symmetric_matrix
 from lightning_conv.linalg.lanczos import Krylov, lanczos
 
 METHOD = "inverse Lanczos, verified Cholesky"
@@ -19,6 +20,7 @@ LEVELS_BELOW = 2.0
 has a factor, small enough to be near its spectrum."""
 
 
+@checked(seed=SEED)
 def smallest_eigenvalue(matrix: Tensor, *, tolerance: float = 1e-6, seed: int = 0) -> Bounded:
     r"""Compute lambda_min of a symmetric float64 matrix with proven bounds, from two Cholesky factorisations.
 
@@ -61,7 +63,7 @@ def smallest_eigenvalue(matrix: Tensor, *, tolerance: float = 1e-6, seed: int = 
         True
     """
     require_tolerance(tolerance)
-    a = checked(matrix)
+    a = symmetric_matrix(matrix)
     return a.rescaled(smallest(a, tolerance, seed))
 
 

@@ -77,7 +77,7 @@ def rescaled(bounded: Bounded, exponent: int) -> Bounded:
     return replace(bounded, value=_ldexp(bounded.value, exponent), lower=lower, upper=upper)
 
 
-def checked(matrix: Tensor, name: str = "matrix") -> Symmetric:
+def symmetric_matrix(matrix: Tensor, name: str = "matrix") -> Symmetric:
     """Check a matrix as every eigenvalue routine here does, and return it as ``Symmetric``.
 
     Raises:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import SEED, checked, whole
 from lightning_conv.losses.squared import HalfSumOfSquares
 from lightning_conv.theory.networks.initialisation import gaussian, require_sizes
 
@@ -38,6 +39,7 @@ class AllenZhuNet(nn.Module):
         ['hidden.0.weight', 'hidden.1.weight']
     """
 
+    @checked(inputs=whole(1), width=whole(1), depth=whole(1), outputs=whole(1), seed=SEED)
     def __init__(
         self, inputs: int, width: int, depth: int, outputs: int, *, seed: int = 0, dtype: torch.dtype = torch.float64
     ) -> None:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import SEED, checked, real, whole
 from lightning_conv.theory.networks.initialisation import gaussian, require_sizes, signs, undrawn
 
 
@@ -29,6 +30,7 @@ class BiasedTwoLayer(nn.Module):
     Source: Yang, Jiang, Zhang, Liang, Wang 2023 (arXiv 2301.00327).
     """
 
+    @checked(inputs=whole(1), width=whole(1), threshold=real(), seed=SEED)
     def __init__(
         self, inputs: int, width: int, threshold: float, *, seed: int = 0, dtype: torch.dtype = torch.float64
     ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import SEED, checked, real, whole
 from lightning_conv.kernels.infinite import c_sigma
 from lightning_conv.kernels.infinite.recursions import require_c_res, require_depth
 from lightning_conv.networks.activation import Activation
@@ -103,6 +104,7 @@ class DuFC(DuNetwork):
         torch.Size([3])
     """
 
+    @checked(inputs=whole(1), width=whole(1), depth=whole(1), seed=SEED)
     def __init__(
         self,
         inputs: int,
@@ -134,6 +136,7 @@ class DuResNet(DuNetwork):
         ValueError: The depth is below 1, or c_res lies outside (0, 1).
     """
 
+    @checked(inputs=whole(1), width=whole(1), depth=whole(1), c_res=real(above=0), seed=SEED)
     def __init__(
         self,
         inputs: int,
@@ -175,6 +178,7 @@ class DuConvResNet(DuNetwork):
 
     kernel_size: int
 
+    @checked(channels=whole(1), width=whole(1), depth=whole(1), kernel_size=whole(1), c_res=real(above=0), seed=SEED)
     def __init__(
         self,
         channels: int,

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import SEED, checked, real, whole
 from lightning_conv.networks.activation import Activation
 from lightning_conv.theory.networks.initialisation import undrawn
 
@@ -37,6 +38,7 @@ class DuTwoLayer(nn.Module):
         ['hidden.weight']
     """
 
+    @checked(inputs=whole(1), width=whole(1), kappa=real(above=0), seed=SEED)
     def __init__(
         self,
         inputs: int,

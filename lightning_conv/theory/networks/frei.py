@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import SEED, checked, whole
 from lightning_conv.theory.networks.initialisation import gaussian, require_sizes
 
 
@@ -46,6 +47,7 @@ class LeakyTwoLayer(nn.Module):
     Source: Frei, Vardi, Bartlett, Srebro, Hu 2023 (arXiv 2210.07082), section 2.
     """
 
+    @checked(inputs=whole(1), width=whole(1), seed=SEED)
     def __init__(
         self,
         inputs: int,

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from lightning_conv.checked import SEED, checked, real
 from lightning_conv.theory.networks.initialisation import gaussian, require_sizes
 
 
@@ -30,6 +31,7 @@ class LinearNetwork(nn.Module):
     Source: Saxe, McClelland, Ganguli 2014; Arora, Cohen, Hazan 2018 (arXiv 1802.06509).
     """
 
+    @checked(std=real(least=0), seed=SEED)
     def __init__(
         self,
         sizes: Sequence[int],

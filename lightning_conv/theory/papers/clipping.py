@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from lightning_conv.checked import checked
 from lightning_conv.linalg.eigenvalues.bounded import divide
 from lightning_conv.theory.criterion import Criterion, at_least, at_most
 
@@ -84,6 +85,7 @@ def clipping_regime(norm: float, *, gamma: float, delta: float) -> Regime:
     return "floor" if factor == delta else "clipped"
 
 
+@checked()
 def require_clipping(gamma: float, delta: float) -> None:
     """Refuse settings out of range.
 

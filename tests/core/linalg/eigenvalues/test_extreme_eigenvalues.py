@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_conv.linalg.eigenvalues import largest, largest_eigenvalue, smallest, smallest_eigenvalue
 from lightning_conv.linalg.eigenvalues.largest import complement_bound
-from lightning_conv.linalg.eigenvalues.symmetric import checked
+from lightning_conv.linalg.eigenvalues.symmetric import symmetric_matrix
 
 BOTH = pytest.mark.parametrize("end", [0, -1], ids=["smallest", "largest"])
 SMALLEST = 2 * 5e-324
@@ -150,7 +150,7 @@ def test_complement_bound_holds_for_any_subspace(size, count, dominance, seed, w
     vectors = torch.linalg.eigh(matrix)[1].flip(1)[:, : min(count, size)]
     for noise in (0.0, 1e-8, 1e-3, 0.3):
         basis = torch.linalg.qr(vectors + noise * torch.randn(vectors.shape, generator=generator).double())[0]
-        assert complement_bound(checked(matrix), basis) >= exact_eigenvalues(matrix, 30)[-1]
+        assert complement_bound(symmetric_matrix(matrix), basis) >= exact_eigenvalues(matrix, 30)[-1]
 
 
 def test_complement_bound_is_nearly_exact_for_a_kernel_like_spectrum(with_spectrum):
@@ -164,7 +164,7 @@ def test_complement_bound_is_nearly_exact_for_a_kernel_like_spectrum(with_spectr
 
 
 def test_complement_bound_gives_the_frobenius_norm_where_it_knows_nothing():
-    a = checked(torch.eye(50).double())
+    a = symmetric_matrix(torch.eye(50).double())
     assert complement_bound(a, torch.eye(50).double()[:, :3]) == pytest.approx(50**0.5)
     skewed = torch.eye(50).double()[:, :3] * 1.1
     assert complement_bound(a, skewed) == pytest.approx(50**0.5)

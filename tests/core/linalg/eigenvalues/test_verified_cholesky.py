@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_conv.linalg.eigenvalues.cholesky import rounding_level, shifted_cholesky
-from lightning_conv.linalg.eigenvalues.symmetric import checked
+from lightning_conv.linalg.eigenvalues.symmetric import symmetric_matrix
 
 
 @pytest.mark.parametrize("a_posteriori", [False, True])
@@ -15,7 +15,7 @@ from lightning_conv.linalg.eigenvalues.symmetric import checked
 @pytest.mark.parametrize("size", [1, 2, 8, 64, 256])
 def test_lower_bound_is_below_the_exact_eigenvalue_and_close_to_the_shift(size, power, a_posteriori, dyadic):
     matrix, exact = dyadic(size, power)
-    a = checked(matrix)
+    a = symmetric_matrix(matrix)
     level = rounding_level(a)
     for share in (0.5, 0.9, 1 - 1e-3, 1 - 1e-9):
         factor = shifted_cholesky(a, share * exact[0], a_posteriori=a_posteriori)
@@ -34,7 +34,7 @@ def test_a_factor_of_an_indefinite_matrix_proves_no_positive_bound(a_posteriori,
         rows = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         matrix = rows @ rows.T
         exact = exact_eigenvalues((matrix + matrix.T) / 2)[0]
-        factor = shifted_cholesky(checked((matrix + matrix.T) / 2), 0.0, a_posteriori=a_posteriori)
+        factor = shifted_cholesky(symmetric_matrix((matrix + matrix.T) / 2), 0.0, a_posteriori=a_posteriori)
         if factor is not None:
             fooled += exact < 0
             assert factor.lower <= exact
@@ -44,7 +44,7 @@ def test_a_factor_of_an_indefinite_matrix_proves_no_positive_bound(a_posteriori,
 @pytest.mark.parametrize("decades", [0, 6, 12])
 @pytest.mark.parametrize("size", [3, 50, 200])
 def test_the_library_keeps_to_the_bound_that_is_assumed_of_it(size, decades, with_spectrum):
-    a = checked(with_spectrum(torch.logspace(0, -decades, size, dtype=torch.float64)))
+    a = symmetric_matrix(with_spectrum(torch.logspace(0, -decades, size, dtype=torch.float64)))
     factor = shifted_cholesky(a, -2 * rounding_level(a)).factor.numpy().astype(np.longdouble)
     target = a.matrix.numpy().astype(np.longdouble) + np.longdouble(2 * rounding_level(a)) * np.eye(size)
     assert not np.triu(factor, 1).any()
@@ -58,7 +58,7 @@ def test_the_library_keeps_to_the_bound_that_is_assumed_of_it(size, decades, wit
 @pytest.mark.parametrize("sign", [1, -1])
 def test_factor_and_solve_are_those_of_the_shifted_matrix(sign, shift, with_spectrum):
     eigenvalues = torch.linspace(0.25, 2.0, 600, dtype=torch.float64)
-    a = checked(sign * with_spectrum(eigenvalues))
+    a = symmetric_matrix(sign * with_spectrum(eigenvalues))
     before = a.matrix.clone()
     memory = torch.empty(600, 600, dtype=torch.float64)
     found = shifted_cholesky(a, shift, sign=sign, out=memory)
@@ -75,7 +75,7 @@ def test_factor_and_solve_are_those_of_the_shifted_matrix(sign, shift, with_spec
 
 def test_the_rounding_of_the_shift_is_counted():
     # 1 - 2^-54 rounds to 1: the factor is that of the unshifted identity, whose trace and largest entry are 1.
-    a = checked(torch.ones(1, 1, dtype=torch.float64))
+    a = symmetric_matrix(torch.ones(1, 1, dtype=torch.float64))
     factor = shifted_cholesky(a, 2.0**-54)
     assert factor.lower <= 2.0**-54 - 2.0**-53
 
@@ -84,15 +84,15 @@ def test_a_matrix_that_is_not_quite_symmetric_gets_a_wider_bound(with_spectrum):
     matrix = with_spectrum(torch.linspace(1, 2, 20, dtype=torch.float64))
     skewed = matrix.clone()
     skewed[3, 5] += 1e-13
-    exact, wider = (shifted_cholesky(checked(m), 0.5) for m in (matrix, skewed))
+    exact, wider = (shifted_cholesky(symmetric_matrix(m), 0.5) for m in (matrix, skewed))
     assert exact.lower - wider.lower >= 1e-13
-    assert checked(matrix).skew == 0
+    assert symmetric_matrix(matrix).skew == 0
 
 
 @pytest.mark.parametrize("size", [1, 5, 40])
 def test_rayleigh_quotient_is_within_its_rounding_of_the_exact_one(size, with_spectrum):
     for decades in (0, 8, 16):
-        a = checked(with_spectrum(torch.logspace(0, -decades, size, dtype=torch.float64)))
+        a = symmetric_matrix(with_spectrum(torch.logspace(0, -decades, size, dtype=torch.float64)))
         for vector in (torch.randn(size).double(), torch.linalg.eigh(a.matrix)[1][:, 0]):
             value, error = a.rayleigh(vector)
             exact = _fraction_quotient(a.matrix, vector)
@@ -112,7 +112,7 @@ def _fraction_quotient(matrix, vector):
 
 
 def test_a_useless_vector_is_refused():
-    a = checked(torch.eye(3).double())
+    a = symmetric_matrix(torch.eye(3).double())
     for vector in (torch.zeros(3).double(), torch.full((3,), math.nan).double()):
         with pytest.raises(torch.linalg.LinAlgError, match="zero or not finite"):
             a.rayleigh(vector)
