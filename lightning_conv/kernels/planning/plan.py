@@ -58,9 +58,10 @@ class NTKPlan:
     """Flops of the forward and backward passes and of all products, where a multiplication and an addition count as
     two. Reading the network is not included."""
     bytes: int
-    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it. Outputs of all
-    samples, which are held while they are compared between batches, and copies of the parameters, with which rounding is measured,
-    are parts of it that ``max_memory`` does not bound."""
+    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it. Copies
+    of the parameters, with which rounding is measured, and what reading three samples takes are parts of it that ``max_memory``
+    does not bound. Outputs of all samples are held while they are compared between batches, or as many of them as fit into a quarter
+    of ``max_memory``."""
     result_bytes: int
     reading_bytes: int
     """Bytes that reading the network takes before the passes begin. They are part of ``bytes`` but not bounded by
@@ -94,6 +95,14 @@ class NTKPlan:
         network = network_flops(self.reading.sites)
         return replace(self, division=division(self.contributions, self.problem, network, processes))
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of the activations of one sample in a forward pass with its graph, such as the logits of all positions and words.
+
+        Below a few times this no kernel is computed; however many samples and words there are, no more of it is needed at once.
+        """
+        return self.reading.forward_bytes
+
     def __str__(self) -> str:
         lines = [
             f"NTK of {self.problem.samples} samples x {self.problem.outputs} outputs: {self.flops / 1e9:.1f} Gflop, "
@@ -104,6 +113,7 @@ class NTKPlan:
         lines += [
             f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}" for c in self.contributions
         ]
+        lines.append(f"  one sample takes {mebibytes(self.sample_bytes)} on its way through the network")
         if self.division is not None:
             lines.append(f"  {self.division}")
         if self.reading.unused:

@@ -21,6 +21,7 @@ from lightning_conv.kernels.planning.steadiness import (
     checking_bytes,
     converted_bytes,
     on_copies,
+    room_of_outputs,
     rows_that_fit,
     unsteady_outputs,
 )
@@ -125,6 +126,10 @@ class Task:
         return rows_that_fit(self.module, self.anatomy, self.request.max_memory)
 
     @property
+    def _room(self) -> int:
+        return room_of_outputs(self.module, self.request.max_memory)
+
+    @property
     def _sets(self) -> list[Inputs]:
         return [self.inputs] if self.others is None else [self.inputs, self.others]
 
@@ -132,7 +137,7 @@ class Task:
         samples = max(map(sample_count, self._sets))
         rows = samples if self.couples else min(samples, self._fits)
         gradients = self.request.precision == "certified" and not self.couples
-        return checking_bytes(self.module, self.anatomy, samples, rows, gradients=gradients)
+        return checking_bytes(self.module, self.anatomy, samples, rows, room=self._room, gradients=gradients)
 
     def _unsteady(self) -> Narrowing | None:
         """Return ``unsteady``.
@@ -149,7 +154,9 @@ class Task:
         if (few := reading_samples(self.inputs, self.others)) is not self.inputs:
             sets.append(few)
         gradients = self.request.precision == "certified"
-        return unsteady_outputs(self.module, sets, self.anatomy, self.plan, rows=self._fits, gradients=gradients)
+        return unsteady_outputs(
+            self.module, sets, self.anatomy, self.plan, rows=self._fits, room=self._room, gradients=gradients
+        )
 
     def _read(self, *, by_gradients: bool) -> Anatomy:
         return read_within(

@@ -26,6 +26,8 @@ AT_ONCE = 2**22
 """Numbers of the outputs that are compared at once."""
 CAST_ROUNDINGS = 8
 """Relative change, in units of the roundoff of a narrower type in which the forward computes, that is never refused."""
+LEAST = 2**16
+"""Outputs of a sample that are compared whatever room there is (all of them where there are fewer)."""
 ENDS = 2
 """Samples at either end whose gradients are compared."""
 
@@ -41,6 +43,7 @@ def require_own_outputs(
     coarse: torch.dtype | None = None,
     gradients: bool = False,
     names: Sequence[str] = (),
+    compared: int | None = None,
 ) -> Narrowing | None:
     r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
 
@@ -71,6 +74,8 @@ def require_own_outputs(
         coarse: a narrower type that the forward computes in, whose rounding changes with the batch; None: there is none.
         gradients: whether gradients are compared.
         names: parameters by which; none: all that are trainable.
+        compared: number of outputs of each sample that are compared, drawn at random, the same of all samples; None: all of them. What
+            changes a few others alone is not seen then.
 
     Returns:
         The largest change that is too large for rounding in float64 and too small to be refused; None: there is none.
@@ -79,10 +84,11 @@ def require_own_outputs(
         ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
     Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; the memory of their
-    outputs and of those of one batch; a copy of the parameters in float32; with ``gradients`` five gradients of eight samples in all,
-    two of them kept.
+    outputs (of those that are compared) and of those of one batch; a copy of the parameters in float32; with ``gradients`` five
+    gradients of eight samples in all, two of them kept.
     """
     samples, ways = sample_count(inputs), 0
+    columns = None if compared is None else _drawn(module, inputs, compared)
 
     def evaluated(groups: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield samples with their outputs, one batch after the other."""
@@ -93,7 +99,8 @@ def require_own_outputs(
             for cut in blocks(len(group), rows):
                 # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
                 given = arranged(_taken(inputs, group[cut].to(module.device)))
-                yield group[cut], module.outputs({}, given).detach()
+                found = module.outputs({}, given).detach()
+                yield group[cut], found if columns is None else found[:, columns.to(found.device)]
 
     order, group = torch.arange(samples), isqrt(samples)
     whole = _together(evaluated([order]), samples)
@@ -216,6 +223,30 @@ class _Judge:
         if change > self._rounding and (self.found is None or change > self.found.unit):
             said = f"changes the {what} by {change:.1e} (relative) {when}, more than rounding explains"
             self.found = Narrowing("the network", said, "samples couple or the forward is random", None, change)
+
+
+def compared_outputs(outputs: int, samples: int, width: int, room: float) -> int | None:
+    """Return how many of the outputs of each sample are compared, so that those of all samples fit; None: all of them.
+
+    Args:
+        outputs: number of outputs of a sample.
+        samples: number of samples.
+        width: bytes of a number.
+        room: bytes that they may take.
+    """
+    fit = max(LEAST, int(room) // max(1, samples * width))
+    return None if outputs <= fit else fit
+
+
+def _drawn(module: StatelessModule, inputs: Inputs, compared: int) -> Tensor | None:
+    """Return the numbers of outputs that are drawn, in order; None: there are no more than that."""
+    outputs = module.outputs({}, take(inputs, slice(1))).shape[1]
+    if outputs <= compared:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    # One of each of so many equal parts, so that they cover all positions and words without a permutation of all outputs.
+    parts = torch.arange(compared, dtype=torch.float64) + torch.rand(compared, generator=generator, dtype=torch.float64)
+    return (parts * (outputs / compared)).long().clamp_(max=outputs - 1)
 
 
 def _few_rows(outputs: Tensor) -> list[slice]:

@@ -1,0 +1,113 @@
+"""The memory of kernels of language models: a few forwards of one sample, however large the vocabulary and however many samples."""
+
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from lightning_conv import ntk_gram, plan_ntk
+
+POSITIONS = 16
+
+
+class Peak(TorchDispatchMode):
+    """Count the bytes of all tensors that are made inside and still alive, and keep their peak."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.sizes = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {
+            each.untyped_storage()._cdata for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)
+        }
+        for each in tree_leaves(result):
+            if isinstance(each, torch.Tensor):
+                storage = each.untyped_storage()
+                if storage._cdata not in given and storage._cdata not in self.sizes:
+                    self.sizes[storage._cdata] = storage.nbytes()
+                    self.live += storage.nbytes()
+                    self.peak = max(self.peak, self.live)
+                    weakref.finalize(storage, self.freed, storage._cdata)
+        return result
+
+    def freed(self, key):
+        self.live -= self.sizes.pop(key, 0)
+
+
+class Words(nn.Module):
+    def __init__(self, vocabulary, width=8):
+        super().__init__()
+        self.table, self.mixed = nn.Embedding(vocabulary, width), nn.Linear(width, width)
+        self.head = nn.Linear(width, vocabulary, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, words):
+        return self.head(torch.tanh(self.mixed(self.table(words)).cumsum(1)))
+
+
+def of(vocabulary, samples, outputs):
+    torch.manual_seed(0)
+    words = torch.randint(vocabulary, (samples, POSITIONS))
+    options = {"precision": "fast"}  # "exact" takes 16 MiB for copies in float64, however small the network
+    if outputs == "projected":
+        return Words(vocabulary), words, options | {"outputs": "projected", "projections": 4}
+    return Words(vocabulary), words, options | {"cotangents": torch.randn(samples, POSITIONS, vocabulary)}
+
+
+def test_the_counter_counts_what_is_alive():
+    with Peak() as counted:
+        one = torch.zeros(1000)
+        view = one[:10]
+        del one
+        assert counted.live == 4000
+        del view
+        torch.zeros(500)
+    assert (counted.peak, counted.live) == (4000, 0)
+
+
+@pytest.mark.parametrize("outputs", ["loss", "projected"])
+def test_more_samples_take_no_more_memory_and_more_words_only_that_of_a_forward(outputs):
+    forwards = {}
+    for vocabulary in (10_000, 50_257):
+        logits = 4 * POSITIONS * vocabulary
+        for samples in (4, 16):
+            model, words, options = of(vocabulary, samples, outputs)
+            allowed = 24 * logits + 2**23
+            plan = plan_ntk(model, words, max_memory=allowed, **options)
+            with Peak() as counted:
+                gram = ntk_gram(model, words, max_memory=allowed, **options)
+            copies = 4 * 4 * sum(each.numel() for each in model.parameters())  # with which rounding is measured
+            assert counted.peak <= plan.bytes <= max(allowed + copies, plan.reading_bytes)
+            assert plan.sample_bytes >= logits
+            forwards[vocabulary, samples] = counted.peak / logits
+            if samples == 4:
+                roomy = ntk_gram(model, words, **options).matrix
+                torch.testing.assert_close(gram.matrix, roomy, rtol=1e-4, atol=1e-4 * float(roomy.diagonal().max()))
+    # In units of one sample's logits: 16 samples have 12 more of them.
+    assert forwards[50_257, 16] - forwards[50_257, 4] < 4
+    assert forwards[50_257, 16] < 1.1 * forwards[10_000, 16]
+
+
+def test_the_plan_says_what_one_sample_takes():
+    model, words, options = of(50_257, 4, "projected")
+    plan = plan_ntk(model, words, **options)
+    assert f"one sample takes {plan.sample_bytes / 2**20:.3g}"[:22] in str(plan)
+    assert plan.sample_bytes >= 4 * POSITIONS * 50_257
+
+
+def test_samples_that_couple_are_refused_where_only_a_part_of_their_outputs_is_compared():
+    class Coupled(Words):
+        def forward(self, words):
+            return super().forward(words) + self.table(words).mean()
+
+    torch.manual_seed(0)
+    vocabulary = 50_257
+    model, words = Coupled(vocabulary), torch.randint(vocabulary, (16, POSITIONS))
+    with pytest.raises(ValueError, match="samples couple"):
+        ntk_gram(model, words, outputs="projected", projections=4, max_memory=30 * 4 * POSITIONS * vocabulary)
