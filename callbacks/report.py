@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from typing_extensions import override
 
+from lightning_conv.arguments import require_truth, require_type
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.health.callback import ConvergenceHealth
 from lightning_conv.callbacks.monitors.base import KernelMonitor
@@ -57,6 +60,9 @@ class ConvergenceReport(SeriesKeeper):
         name: of the files, without their endings.
         html: whether to write the HTML file.
 
+    Raises:
+        MisconfigurationException: One of them is of another type.
+
     Cost: 0.2 to 0.4 s for the figure in the HTML file at the end of the fit, for each optimizer (one core of a server, 2026). It is left
     out where the callbacks of the run would then have taken more than twice their ``max_overhead`` and more than 1.6 s; the page names the
     command that draws it. As ``convergence.png`` it takes as long again, and is left out in the same way. The rest takes milliseconds,
@@ -73,10 +79,17 @@ class ConvergenceReport(SeriesKeeper):
 
     def __init__(self, folder: str | None = None, name: str = "convergence", html: bool = True) -> None:
         super().__init__()
+        try:
+            require_type("folder", folder, (str, os.PathLike, type(None)), "a path, or None for the folder of the run")
+            require_type("name", name, str, "the name of the files without an ending, such as 'convergence'")
+            require_truth("html", html)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"ConvergenceReport: {error}") from error
         self.folder = folder
         self.name = name
         self.html = html
         self._of_run: Path | None = None
+        self._begun = False  # whether the training has begun
         # Lightning asks for it at every hook.
         self._key = self._generate_state_key(folder=folder, name=name)
 
@@ -89,7 +102,7 @@ class ConvergenceReport(SeriesKeeper):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._of_run = None
+            self._of_run, self._begun = None, False
             if not trainer.fast_dev_run:  # type: ignore[attr-defined]
                 self._of_run = self.folder_of(trainer)
 
@@ -105,6 +118,11 @@ class ConvergenceReport(SeriesKeeper):
         return Path(Ranks(trainer).broadcast(str(found)))
 
     @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._begun = True
+
+    @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # This is later than on_train_end, in which the monitors measure for the last time.
         broken = [each.diverged_at for each in monitors_of(trainer, ConvergenceHealth) if each.diverged_at is not None]
@@ -113,7 +131,7 @@ class ConvergenceReport(SeriesKeeper):
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # There must be no collective here: the other processes may be gone.
-        if trainer.training or trainer.validating or trainer.sanity_checking:
+        if self._begun and (trainer.training or trainer.validating):
             stopped = isinstance(exception, (KeyboardInterrupt, SystemExit, SIGTERMException))
             self._write(trainer, pl_module, f"{'interrupted' if stopped else 'failed'} ({type(exception).__name__})")
 

@@ -286,7 +286,7 @@ class DigitsDataModule(InMemoryDataModule):
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "DigitsDataModule reads the digits that come with scikit-learn, which is not installed; "
-                'run: pip install "lightning-conv[recipes]"'
+                "run: pip install scikit-learn"
             ) from error
         digits = load_digits()
         images = torch.as_tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16.0

@@ -16,7 +16,7 @@ from lightning_conv.callbacks.health.step_of_run import NoStepError, StepOfRun, 
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
 from lightning_conv.health.findings.of_losses import findings_of_losses
-from lightning_conv.health.findings.of_step import SAFE, SAFE_MOMENTUM
+from lightning_conv.health.findings.of_step import SAFE, SAFE_MOMENTUM, of_small_batches
 from lightning_conv.health.step.above_start import AboveStart
 from lightning_conv.health.step.course import LossCourse, StabilityCourse
 from lightning_conv.health.step.optimizer_rules import UnknownStepError, adapts, common_rate, has_momentum, largest_rate
@@ -47,6 +47,7 @@ class CourseOfRun:
         self._optimizer: weakref.ref[Optimizer] | None = None  # its rate may be raised between two measurements
         self._safe = SAFE_MOMENTUM
         self._vector: Tensor | None = None
+        self._samples: tuple[int, int] | None = None  # of the probe, and of a step
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_optimizer": None}  # weak references are neither copied nor pickled
@@ -90,6 +91,7 @@ class CourseOfRun:
         optimizer = optimizer_of(step.run)
         self._rate, self._optimizer = common_rate(optimizer), weakref.ref(optimizer)
         self._safe = SAFE_MOMENTUM if has_momentum(optimizer) else SAFE
+        self._samples = None if run.step_samples is None else (run.samples, run.step_samples)
         if self.ratios is None:
             self.ratios = StabilityCourse.begin(reading)
         elif reading.step > self.ratios.now.step:
@@ -110,6 +112,8 @@ class CourseOfRun:
             statistical=self.statistical,
             above=self._above,
         )
+        if self._samples is not None:
+            said = [of_small_batches(each, *self._samples) for each in said]
         return [*self._start.descent(self.probe or self._losses.course), *said]
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,6 +123,7 @@ class CourseOfRun:
             "ratios": None if self.ratios is None else self.ratios.state_dict(),
             "rate": self._rate,
             "safe": self._safe,
+            "samples": self._samples,
             "vector": None if self._vector is None else self._vector.cpu(),
             "statistical": self.statistical,
             "above": None if self._above is None else asdict(self._above),
@@ -130,6 +135,8 @@ class CourseOfRun:
         self.ratios = None if state["ratios"] is None else StabilityCourse.from_state(state["ratios"])
         self._rate, self._vector, self.statistical = state["rate"], state["vector"], state["statistical"]
         self._safe = state.get("safe", SAFE_MOMENTUM)
+        samples = state.get("samples")
+        self._samples = None if samples is None else (int(samples[0]), int(samples[1]))
         above = state.get("above")
         self._above = None if above is None else AboveStart(**above)
 

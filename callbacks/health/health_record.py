@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,9 +26,8 @@ from lightning_conv.callbacks.run.assumptions import violated
 from lightning_conv.callbacks.run.data.samples import data_violations
 from lightning_conv.callbacks.run.guarded import Failures
 from lightning_conv.callbacks.run.view import RunView
-from lightning_conv.health.finding import Finding, in_order
-from lightning_conv.health.findings.of_losses import finding_of_progress
-from lightning_conv.health.findings.of_units import finding_of_not_finite
+from lightning_conv.health.finding import Finding
+from lightning_conv.health.findings.together import findings_of_finiteness, told_together
 from lightning_conv.health.layers.layer_gradients import LayerGradient
 from lightning_conv.kernels.drift import Drift
 from lightning_conv.kernels.gram import KernelGram
@@ -78,6 +76,11 @@ class HealthRecord:
         return self._parts.undecided
 
     @property
+    def is_measured(self) -> bool:
+        """Return whether a measurement was made."""
+        return bool(self._measured)
+
+    @property
     def failures(self) -> Failures:
         """Return the parts of a measurement that ended in an error."""
         return self._parts.failures
@@ -110,19 +113,13 @@ class HealthRecord:
     def findings(self) -> list[Finding]:
         """Return all findings, the most severe first."""
         losses = self.losses
-        step = 0 if losses.course is None else losses.course.step
+        step = None if losses.course is None else losses.course.step
         found = [*self._measured, *self._course.findings]
         if self._course.ratios is None:
             _add(found, self._update.finding())
-        if losses.course is not None or losses.not_finite is not None:
-            found.append(finding_of_not_finite(losses.not_finite, step=step, inputs_checked=_is_input(losses)))
-        if losses.progress is not None and not any(
-            each.name in ("loss_rise", "not_finite") and each.level != "ok" for each in found
-        ):
-            _add(found, finding_of_progress(losses.progress))
+        found = findings_of_finiteness(found, losses.not_finite, losses.progress, step=step)
         self._past |= {each.name: each for each in found if each.level == "alert"}
-        serious = {each.name for each in found if each.level in ("warning", "alert")}
-        return in_order([*found, *(_earlier(each) for name, each in self._past.items() if name not in serious)])
+        return told_together(found, self._past)
 
     def measure(
         self,
@@ -325,21 +322,3 @@ class HealthRecord:
 def _add(findings: list[Finding], found: Finding | None) -> None:
     if found is not None:
         findings.append(found)
-
-
-def _earlier(alert: Finding) -> Finding:
-    """Return an alert that no longer holds as a notice: it may be the cause of what is found now."""
-    nothing = math.nan
-    return replace(
-        alert,
-        level="notice",
-        sentence=f"Earlier: {alert.sentence}",
-        value=nothing,
-        lower=nothing,
-        upper=nothing,
-        limit=nothing,
-    )
-
-
-def _is_input(losses: LossesSeen) -> bool:
-    return losses.not_finite is not None and losses.not_finite.kind == "input"

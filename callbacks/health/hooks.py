@@ -41,6 +41,11 @@ NOT_SEEN = "the step after a measurement is not looked at"
 CRITICAL = "health/critical_"
 """How the tags begin that a watched step brings."""
 
+AT_A_MEASUREMENT = ("stability", "gradient_noise", "regime", "inputs", "units", "layers", "width")
+"""Findings that every measurement brings, or says why not."""
+
+NEVER = "no measurement was made"
+
 FREE = 0.1
 """Seconds that the costly parts of the first measurement may take in any run."""
 
@@ -63,6 +68,12 @@ class HealthHooks(KernelMonitor):
         found: dict[str, list[str]] = {}
         for name, reason in self._record.undecided.items():
             found.setdefault(reason, []).append(name)
+        if not self._record.is_measured:
+            waits = self._kernel is not None and not self.failures.words
+            reason = (
+                f"{NEVER}, as it takes longer than the run allows for; every_n_steps= asks for it" if waits else NEVER
+            )
+            found.setdefault(reason, []).extend(AT_A_MEASUREMENT)
         return found
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_conv.callbacks.health.update_of_run import ProbeGradient
@@ -54,7 +53,7 @@ class NoiseOfRun:
         """
         if gradient.value:
             self.zeros = zero_share(gradient.value)
-        batch = _batch(run)
+        batch = run.step_samples
         if batch is None or run.loss_unknown or run.loss_targets is None:
             return None
         products = _products(run, gram)
@@ -87,14 +86,3 @@ def _products(run: RunView, gram: KernelGram) -> Tensor:
             ).matrix
     # The gradient of a mean carries 1 / n.
     return matrix if run.loss.summed else matrix * run.samples**2
-
-
-def _batch(run: RunView) -> int | None:
-    """Return the number of samples in an optimizer step, of all processes together."""
-    try:
-        sampling = run.sampling
-    except MisconfigurationException:
-        return None
-    if sampling.largest_batch is None or sampling.accumulated is None:
-        return None
-    return sampling.largest_batch * sampling.accumulated * sampling.world

@@ -24,6 +24,7 @@ class UnitsOfRun:
     def __init__(self) -> None:
         self.activity: list[LayerActivity] = []
         self._out: dict[str, int] = {}  # layers whose units are all out, with the step from which on
+        self._on: set[str] = set()  # layers that had units that were not out, at some measurement
         self._shares: dict[str, float] | None = None  # of the layers in the trace, at the last measurement
 
     def look_at_units(self, run: RunView, *, equal_inputs: bool) -> Finding | None:
@@ -41,8 +42,16 @@ class UnitsOfRun:
         self.activity = layers = run.seen_by(unit_activity)
         self._out = {each.name: self._out.get(each.name, run.step) for each in layers if each.is_out}
         since = min(self._out.values(), default=None)
-        silent = is_constant(run.outputs)
-        return finding_of_units(layers, samples=run.samples, step=run.step, since=since, outputs_constant=silent)
+        were_on = bool(self._on & self._out.keys())
+        self._on |= {each.name for each in layers if not each.is_out}
+        return finding_of_units(
+            layers,
+            samples=run.samples,
+            step=run.step,
+            since=since,
+            were_on=were_on,
+            outputs_constant=is_constant(run.outputs),
+        )
 
     def look_at_layers(self, gram: KernelGram, step: int) -> Finding | None:
         """Judge how the kernel's trace is shared among the layers; None: there is none to share.
@@ -58,9 +67,10 @@ class UnitsOfRun:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types."""
-        return {"out": dict(self._out), "shares": None if self._shares is None else dict(self._shares)}
+        shares = None if self._shares is None else dict(self._shares)
+        return {"out": dict(self._out), "on": sorted(self._on), "shares": shares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` returned."""
-        self._out = dict(state["out"])
+        self._out, self._on = dict(state["out"]), set(state.get("on", ()))
         self._shares = None if state["shares"] is None else dict(state["shares"])

@@ -36,6 +36,7 @@ from lightning_conv.callbacks.run.probe import Probe
 from lightning_conv.callbacks.run.ranks import require_whole_copies
 from lightning_conv.kernels.gram import KernelGram
 from lightning_conv.linalg.spectrum import Spectrum
+from lightning_conv.losses.per_sample import require_loss
 
 __all__ = ["KernelMonitor", "OnError"]
 
@@ -130,10 +131,11 @@ class KernelMonitor(Beginning):
         for each in self.by_optimizer.values():
             if each._kernel is not None:  # the last run ended in an error, after which there is no teardown
                 each._restored, each._kernel = each.state_dict(), None
-        if self.loss_fn is not None and not callable(self.loss_fn):
-            raise MisconfigurationException(
-                f"{type(self).__name__}: loss_fn={self.loss_fn!r}; need loss_fn(outputs, targets), such as torch.nn.functional.mse_loss"
-            )
+        if self.loss_fn is not None:
+            try:
+                require_loss(self.loss_fn)
+            except TypeError as error:
+                raise MisconfigurationException(f"{type(self).__name__}: {error}") from error
         require_whole_copies(trainer, type(self).__name__)
         warn_without_logger(trainer, self, "values")
         warn_of_early_stopping(trainer)

@@ -16,9 +16,10 @@ from lightning_conv.callbacks.run.data.batch import to_device, transfer
 from lightning_conv.callbacks.run.data.data_generators import unread
 from lightning_conv.callbacks.run.data.readable import why_unreadable
 from lightning_conv.callbacks.run.data.sampling import training_samples
+from lightning_conv.callbacks.run.group import entry_of
 from lightning_conv.callbacks.run.guarded import attempted
 from lightning_conv.callbacks.run.isolated import isolated
-from lightning_conv.callbacks.run.line_to_write import line_to_write
+from lightning_conv.callbacks.run.line_to_write import line_to_write, without_measuring
 from lightning_conv.callbacks.run.losses.loss_modules import LossFn
 from lightning_conv.callbacks.run.losses.run_loss import COMPARED, unknown
 from lightning_conv.callbacks.run.measurement import Measurement
@@ -27,8 +28,10 @@ from lightning_conv.callbacks.run.probe import BY_HAND, Probe
 from lightning_conv.callbacks.run.schedule import Schedule
 from lightning_conv.callbacks.run.step.optimizers import measured_parameters
 from lightning_conv.callbacks.run.step.samples_of_batch import count_samples, describe, places_of_samples, rows_of
+from lightning_conv.callbacks.run.step.seeking import NoLossError
 from lightning_conv.health.kernel.subset_parameters import Subset, subset_parameters
 from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.kernels.reading.samples import NotFiniteSamplesError
 from lightning_conv.networks.inputs import sample_count
 from lightning_conv.networks.observed.leaves import Place, tensors_in
 
@@ -183,6 +186,7 @@ def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception,
         batch: The first batch, where it is known; None: a few samples are read.
     """
     name, said = type(callback).__name__, str(error) or "no message"
+    entry = type(entry_of(trainer, callback)).__name__
     of = "" if probe.optimizer is None else f" ({probe.optimizer})"
     if isinstance(error, MisconfigurationException):
         return said if said.startswith(name) else f"{name}: {said}"
@@ -191,11 +195,13 @@ def cannot_measure(trainer: pl.Trainer, callback: pl.Callback, error: Exception,
             f"{name}{of}: no room for the kernel ({said}); use fewer samples (Probe(size={max(probe.size // 2, 2)})), fewer outputs or "
             "parameters (Probe(outputs=..., parameters=...)), or allow more (Probe(max_memory=...))"
         )
+    if isinstance(error, (NotFiniteSamplesError, NoLossError)):  # no other way to call the network helps
+        return f"{name}{of}: {said}; {without_measuring(entry)}"
     batch, places = _seen(trainer, batch)
     seen = f" on a batch of {describe(batch)}" if any(True for _ in tensors_in(batch)) else ""
     return (
         f"{name}{of}: the network of {type(trainer.lightning_module).__name__} could not be measured{seen} "
-        f"({type(error).__name__}: {said}); {line_to_write(trainer, name, probe, batch, places)}"
+        f"({type(error).__name__}: {said}); {line_to_write(trainer, entry, probe, batch, places)}"
     )
 
 

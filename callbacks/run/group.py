@@ -134,3 +134,15 @@ class CallbackGroup(pl.Callback):
 
 def _overrides(callback: pl.Callback, hook: str) -> bool:
     return getattr(type(callback), hook) is not getattr(pl.Callback, hook)
+
+
+def entry_of(trainer: pl.Trainer, callback: pl.Callback) -> pl.Callback:
+    """Return the entry of the trainer's list through which a callback takes part: itself, or the group that it is a member of.
+
+    Args:
+        trainer: Trainer of the run.
+        callback: The callback.
+    """
+    entries = trainer.callbacks  # type: ignore[attr-defined]
+    groups = [each for each in entries if isinstance(each, CallbackGroup)]
+    return next((each for each in groups if any(member is callback for member in each.members)), callback)

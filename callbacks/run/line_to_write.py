@@ -35,7 +35,7 @@ def line_to_write(trainer: pl.Trainer, callback: str, probe: Probe, batch: Any, 
         batch: A batch.
         places: Those of its tensors that have a row for each sample.
     """
-    without = f'{callback}(on_error="warn") trains without measuring'
+    without = without_measuring(callback)
     with isolated(), attempted(Exception) as copying:
         module = copy_of(trainer, trainer.lightning_module).module
     if copying.failed:  # no other call of it could be measured either
@@ -48,6 +48,15 @@ def line_to_write(trainer: pl.Trainer, callback: str, probe: Probe, batch: Any, 
         return f"say how it is called, in this way: {line}; {without}"
     line = f"{callback}(probe=Probe(inputs=..., forward_fn=lambda module, x: ...))"
     return f"give samples of one shape, and say how the network is called on all of them: {line}; {without}"
+
+
+def without_measuring(callback: str) -> str:
+    """Return how to train a run that cannot be measured.
+
+    Args:
+        callback: Name of the callback.
+    """
+    return f'{callback}(on_error="warn") trains without measuring'
 
 
 def working_calls(module: nn.Module, inputs: Sequence[Inputs]) -> Iterator[tuple[Inputs, Call]]:

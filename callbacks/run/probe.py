@@ -11,6 +11,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
+from lightning_conv.arguments import described, require_seed
 from lightning_conv.callbacks.run.data.batch import InputFn, TargetFn, transfer
 from lightning_conv.callbacks.run.data.data_generators import unread
 from lightning_conv.callbacks.run.data.sampling import training_samples
@@ -73,7 +74,7 @@ class Probe:
 
     Raises:
         MisconfigurationException: ``size`` or ``projections`` below 2, an unknown option, no bytes, an empty list of parameters, an
-            ``optimizer`` that is no name.
+            ``optimizer`` that is no name, a seed that is no whole number, samples that are no tensors, targets that do not belong to them.
     """
 
     def __init__(
@@ -122,7 +123,8 @@ class Probe:
         except ValueError as error:
             raise MisconfigurationException(f"Probe: {error}".replace("max_memory: ", "max_memory=", 1)) from error
         patterns = [parameters] if isinstance(parameters, str) else parameters
-        if patterns is not None and not (patterns and all(isinstance(name, str) and name for name in patterns)):
+        named = isinstance(patterns, Sequence) and bool(patterns)
+        if patterns is not None and not (named and all(isinstance(name, str) and name for name in patterns)):
             raise MisconfigurationException(
                 f"Probe: parameters={parameters!r}; need names or patterns such as 'encoder.*', or None for all that are trainable"
             )
@@ -130,8 +132,15 @@ class Probe:
             raise MisconfigurationException(
                 f"Probe: optimizer={optimizer!r}; need the name of an optimizer, such as 'generator' or 'Adam', or None for all of them"
             )
-        if targets is not None and (inputs is None or len(targets) != sample_count(inputs)):
-            raise MisconfigurationException("Probe: targets= goes with inputs=, one row for each of its samples")
+        try:
+            require_seed(seed)
+            given = None if inputs is None else sample_count(inputs)
+        except (TypeError, ValueError) as error:
+            raise MisconfigurationException(f"Probe: {error}") from error
+        if targets is not None and not (isinstance(targets, torch.Tensor) and targets.ndim and len(targets) == given):
+            raise MisconfigurationException(
+                f"Probe: targets={described(targets)}; need a tensor with one row for each of the samples of inputs="
+            )
         self.size = size
         self.seed = seed
         self.outputs: ProbeOutputs = outputs

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -17,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStr
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.guarded import attempted
-from lightning_conv.machine.processes import Processes
+from lightning_conv.machine.processes import SECONDS, Processes
 
 T = TypeVar("T")
 
@@ -127,69 +125,25 @@ def _tried(compute: Callable[[], T]) -> tuple[T | None, str]:
     return made, attempt.reason
 
 
-class Led:
-    """A computation that rank 0 leads by asking for rows, which all ranks compute together until it has ended.
-
-    Args:
-        ranks: of the run.
-        rows: function of (start, stop) that all ranks call together.
-    """
-
-    def __init__(self, ranks: Ranks, rows: Callable[[int, int], Tensor]) -> None:
-        self._ranks, self._rows = ranks, rows
-
-    def ask(self, start: int, stop: int) -> Tensor:
-        """Return rows start, ..., stop - 1, on rank 0."""
-        self._ranks.broadcast((start, stop))
-        return self._rows(start, stop)
-
-    def run(self, lead: Callable[[], T]) -> T:
-        """Return on all ranks what ``lead`` returns on rank 0, where it may call ``ask``.
-
-        Raises:
-            RuntimeError: the computation failed; raised on all ranks.
-        """
-
-        def led() -> T:
-            if self._ranks.rank == 0:
-                with self._the_others_end():
-                    return lead()
-            while (asked := self._ranks.broadcast(None)) is not None:
-                _tried(partial(self._rows, *asked))  # an error is raised on rank 0, too, which reports it
-            return None  # type: ignore[return-value]
-
-        if self._ranks.world == 1:
-            return lead()
-        made, failed = self._ranks.broadcast(_tried(led))
-        if failed:
-            raise RuntimeError(failed)
-        return made  # type: ignore[return-value]
-
-    @contextmanager
-    def _the_others_end(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            self._ranks.broadcast(None)
+_made: WeakKeyDictionary[pl.Trainer, dict[float, Processes]] = WeakKeyDictionary()
+"""One group of processes for each run and timeout: making one takes all of them, and none is ever given back."""
 
 
-_made: WeakKeyDictionary[pl.Trainer, Processes] = WeakKeyDictionary()
-"""One group of processes for each run: making one takes all of them, and none is ever given back."""
-
-
-def processes_of(trainer: pl.Trainer) -> Processes | None:
-    """Return the processes among which a kernel is divided: those of DDP, whose weights are equal; None: there is one process.
+def processes_of(trainer: pl.Trainer, timeout: float = SECONDS) -> Processes | None:
+    """Return the processes among which a computation is divided: those of DDP, whose weights are equal; None: there is one process.
 
     All ranks call this together.
 
     Args:
         trainer: Trainer of the run.
+        timeout: Seconds for which each waits for the others.
     """
     if trainer.world_size == 1 or not isinstance(trainer.strategy, DDPStrategy):
         return None
-    if trainer not in _made:
-        _made[trainer] = Processes()
-    return _made[trainer]
+    made = _made.setdefault(trainer, {})
+    if timeout not in made:
+        made[timeout] = Processes(timeout)
+    return made[timeout]
 
 
 def require_whole_copies(trainer: pl.Trainer, name: str) -> None:

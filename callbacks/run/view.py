@@ -9,6 +9,7 @@ from functools import cached_property, partial
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_conv.callbacks.run.assumptions import Assumption, Violation, violated
@@ -184,6 +185,17 @@ class RunView:
     def sampling(self) -> Sampling:
         """How the run draws its training samples."""
         return describe_sampling(self.trainer)
+
+    @property
+    def step_samples(self) -> int | None:
+        """Number of samples in an optimizer step, of all processes together; None: not known."""
+        try:
+            sampling = self.sampling
+        except MisconfigurationException:
+            return None
+        if sampling.largest_batch is None or sampling.accumulated is None:
+            return None
+        return sampling.largest_batch * sampling.accumulated * sampling.world
 
     @property
     def processes_averaged(self) -> int:

@@ -8,6 +8,7 @@ weight if they satisfy it at one weight. So one certified rank proves the condit
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
@@ -22,6 +23,7 @@ from lightning_conv.expressivity.singular import certify_held, feature_rounding,
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
 from lightning_conv.expressivity.streamed import certify_streamed
 from lightning_conv.machine.memory import allowed_memory, mebibytes
+from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.narrowing import NarrowedError
 from lightning_conv.reporting.progress import Report
 
@@ -49,6 +51,7 @@ def certify_expressivity(
     folder: str | Path | None = None,
     progress: bool | Report | None = None,
     narrow: str | None = None,
+    processes: Processes | None = None,
 ) -> RankCertificate:
     """Certify that the last hidden features h of the whole training set let the last layer reach every target.
 
@@ -86,6 +89,9 @@ def certify_expressivity(
         narrow: where the computation of the features left float64, as ``NarrowWatch`` found it; empty: nowhere; None: not watched.
             If it names a place, nothing is certified (``watched``), and ``feature_error`` should allow for the narrow type. With
             ``recompute`` it is taken from the ``NarrowedError`` that ``last_hidden_features`` raises.
+        processes: those among which the tiles of the Gram matrix and of its factors are divided. All of them call with the same features,
+            or with rows that all compute together, and get the same certificate, that of one process to the last bit. The first one keeps
+            ``folder``, and does alone what takes n^2 flops and all singular values; let ``Processes(timeout=)`` allow for that.
 
     Returns:
         The certificate. ``certified``: rank n is proven (up to ``feature_error``). ``refuted``: the rank is not n, because
@@ -108,7 +114,9 @@ def certify_expressivity(
     """
     if method not in get_args(Method):
         raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
-    allowed = allowed_memory(max_memory, torch.device("cpu"))
+    once, allowed = _here, allowed_memory(max_memory, torch.device("cpu"))
+    if processes is not None:
+        once, allowed = processes.once, min(processes.gather(allowed))
     if isinstance(features, Tensor):
         features, feature_error, narrow = _in_float64(features, recompute, feature_error, narrow)
     samples, width = features.shape if isinstance(features, Tensor) else (features.samples, features.width)
@@ -123,10 +131,10 @@ def certify_expressivity(
             raise ValueError(
                 f"entering: {entering.dtype} of shape {tuple(entering.shape)}; need float64 with a row for each of {samples} samples"
             )
-        found = certify_distinct(
-            entering, width, bias=bias, feature_error=feature_error, same_inputs=same_inputs, progress=progress
+        distinct = partial(
+            certify_distinct, bias=bias, feature_error=feature_error, same_inputs=same_inputs, progress=progress
         )
-        return watched(found, narrow)
+        return watched(once(partial(distinct, entering, width)), narrow)
     need = decomposition_bytes(samples, width)
     fits = need <= allowed
     if method == "alignment":
@@ -138,7 +146,8 @@ def certify_expressivity(
             raise MemoryError(
                 f"max_memory: the decomposition of {samples} x {width} features takes {mebibytes(need)}; allow that, or use fewer samples"
             )
-        return watched(certify_alignment(_held(features), targets, bias=bias, feature_error=feature_error), narrow)
+        aligned = partial(certify_alignment, _held(features), targets, bias=bias, feature_error=feature_error)
+        return watched(once(aligned), narrow)
     held = fits and is_held(samples, width, bias=bias)
     if held:
         features = _held(features)
@@ -151,11 +160,17 @@ def certify_expressivity(
             folder=folder,
             progress=progress,
             same_inputs=same_inputs,
+            processes=processes,
         )
         if not held or certificate.verdict != "undecided":
             return watched(certificate, narrow)
     assert isinstance(features, Tensor)
-    return watched(certify_held(features, bias=bias, feature_error=feature_error, same_inputs=same_inputs), narrow)
+    decomposed = partial(certify_held, features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
+    return watched(once(decomposed), narrow)
+
+
+def _here(compute: Callable[[], RankCertificate]) -> RankCertificate:
+    return compute()
 
 
 def chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,24 +41,48 @@ def tiled_cholesky(
             target.copy_(original)
             if i == k:
                 target.diagonal().sub_(shift)
-            part = work.flatten()[: target.numel()].view(target.shape)
-            for j in range(k):
-                # The product first, then the difference, because the bound assumes short sums.
-                target -= torch.mm(factor[i, j], factor[k, j].T, out=part)
-            if i == k:
-                lower, info = torch.linalg.cholesky_ex(target)
-                if int(info) != 0:
-                    return int(matrix.rows(k).start)
-                target.copy_(lower)
-            else:
-                target.copy_(torch.linalg.solve_triangular(factor[k, k].T, target.clone(), upper=True, left=False))
+            subtract_products(target, factor, i, [factor[k, j] for j in range(k)], work)
+            if i != k:
+                divide_by(factor[k, k], target)
+            elif not is_factored(target):
+                return int(matrix.rows(k).start)
         save(k + 1)
-        # Columns on the left cost little; those in the middle cost most.
-        report(_share(k + 1, count))
+        report(share_of_columns(k + 1, count))
     return matrix.size
 
 
-def _share(done: int, count: int) -> float:
+def subtract_products(target: Tensor, factor: Tiles, i: int, row: Sequence[Tensor], work: Tensor) -> None:
+    r"""Subtract :math:`\sum_{j < k} L_{ij} L_{kj}^T` from tile (i, k), in place.
+
+    Args:
+        target: the tile, whose shift is already subtracted.
+        factor: tiles with row i of L, up to column k.
+        i: number of the tile row.
+        row: the tiles (k, j), j < k, of L.
+        work: at least as many numbers as a tile has, whose content does not matter.
+    """
+    part = work.view(-1)[: target.numel()].view(target.shape)
+    for j, other in enumerate(row):
+        # The product first, then the difference, because the bound assumes short sums.
+        target -= torch.mm(factor[i, j], other.T, out=part)
+
+
+def is_factored(target: Tensor) -> bool:
+    """Replace a tile on the diagonal by its lower factor; return False, without that, if it has none."""
+    lower, info = torch.linalg.cholesky_ex(target)
+    if int(info) != 0:
+        return False
+    target.copy_(lower)
+    return True
+
+
+def divide_by(diagonal: Tensor, target: Tensor) -> None:
+    """Solve X D^T = B in place, for the factor D of the tile on the diagonal and the tile B below it."""
+    target.copy_(torch.linalg.solve_triangular(diagonal.T, target.clone(), upper=True, left=False))
+
+
+def share_of_columns(done: int, count: int) -> float:
+    """Return the share of the work that so many columns of tiles are: those in the middle cost most."""
     work = [(k + 1) * (count - k) for k in range(count)]
     return sum(work[:done]) / sum(work)
 

@@ -55,6 +55,7 @@ def plan_stream(
     folder: Path | None = None,
     tile: int | None = None,
     row_seconds: float = 0.0,
+    processes: int = 1,
 ) -> StreamPlan:
     """Plan how the features of n samples are processed.
 
@@ -65,6 +66,7 @@ def plan_stream(
         folder: folder of the matrices; None: memory if they fit into half of ``max_memory``, else a temporary folder.
         tile: rows per tile; None: 1,024, or fewer for few samples.
         row_seconds: time to compute the features of one sample.
+        processes: number of processes that share the products.
 
     Raises:
         MemoryError: two tile rows of features do not fit.
@@ -88,7 +90,7 @@ def plan_stream(
     held = min(panel + 1, count) * row
     used = (0 if on_disk else matrices) + held + 4 * WORD * tile**2
     computed = sum(samples - first * tile for first in range(0, count, panel))
-    seconds = flops / (SHARE * rate) + computed * row_seconds
+    seconds = flops / (SHARE * rate * processes) + computed * row_seconds
     return StreamPlan(
         samples, width, tile, int(panel), on_disk, flops, used, matrices if on_disk else 0, computed, seconds
     )

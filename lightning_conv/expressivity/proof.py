@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +53,7 @@ class Proof:
         feature_error: see ``certify_expressivity``.
         journal: record of the finished parts.
         report: called with the share of the work that is done.
+        cholesky: ``tiled_cholesky``, or what divides it among processes.
     """
 
     gram: Tiles
@@ -60,6 +62,7 @@ class Proof:
     feature_error: float
     journal: Journal
     report: Report
+    cholesky: Callable[..., int] = tiled_cholesky
 
     def run(self) -> Proven:
         """Compute the bounds: the first factor proves the rank, the second one sharpens sigma_min to within a percent."""
@@ -94,7 +97,7 @@ class Proof:
         def save(columns: int) -> None:
             self.journal[name] = {"shift": shift, "columns": columns}
 
-        rows = tiled_cholesky(self.gram, self.factor, shift, done=done, report=report, save=save)
+        rows = self.cholesky(self.gram, self.factor, shift, done=done, report=report, save=save)
         self.journal[name] = {"shift": shift, "columns": self.factor.count, "rows": rows}
         return rows
 

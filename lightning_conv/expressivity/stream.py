@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.certificate import require_features
+from lightning_conv.expressivity.shared import shared_products
 from lightning_conv.expressivity.tiles import Tiles
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 from lightning_conv.linalg.rounding import gamma, ldexp
+from lightning_conv.machine.processes import Processes
 from lightning_conv.reporting.progress import Report
 
 STRIP = 2048
@@ -92,6 +95,7 @@ def stream_gram(
     report: Report,
     save: Callable[[GramDone], None],
     seen: Callable[[int, Tensor], None] = lambda row, features: None,
+    processes: Processes | None = None,
 ) -> None:
     r"""Fill ``tiles`` with :math:`G = h h^T + 1 1^T` (without the ones if there is no bias).
 
@@ -108,31 +112,50 @@ def stream_gram(
         report: called with the share of the work that is done.
         save: called after each tile row with the part that is done.
         seen: called with each tile row's number and features when they are read for the first time.
+        processes: those among which the tiles are divided, which all call this; the first one gets all of them, and each reads the same
+            features. None: there is one.
 
     Raises:
         ValueError: the features are not a finite float64 matrix of the announced shape.
 
-    Cost: n^2 m_H flops (half of the products), memory (panel + 1) tile rows of features.
+    Cost: n^2 m_H flops (half of the products), memory (panel + 1) tile rows of features. Each of W processes has 1 / W of the flops, and
+    sends as much of n^2 / 2 numbers.
     """
     total = tiles.count * (tiles.count + 1) // 2
     first, last, row = done
+    together = _alone if processes is None else processes.together
     while first < tiles.count:
         if not first < last <= first + panel:  # a new panel, or one that was started with more memory
             last, row = min(first + panel, tiles.count), first
         held = [read_rows(source, tiles.rows(j)) for j in range(first, last)]
         for i in range(row, tiles.count):
             mine = held[i - first] if i < last else read_rows(source, tiles.rows(i))
-            if first == 0:
-                seen(i, mine)
-            for j in range(first, min(i + 1, last)):
-                _product(mine, held[j - first], ones if bias else 0.0, tiles[i, j])
+            columns = range(first, min(i + 1, last))
+            multiply = partial(_multiply, mine, held, first, ones if bias else 0.0)
+            if processes is None:
+                for j in columns:
+                    multiply(j, tiles[i, j])
+            else:
+                shared_products(processes, tiles, i, columns, multiply)
             before = first * tiles.count - first * (first - 1) // 2  # tiles in the columns on the left
             report((before + sum(min(k + 1, last) - first for k in range(first, i + 1))) / total)
-            save((first, last, i + 1))
-            del mine  # before the next row is read, because at most panel + 1 tile rows may be held
+            together(partial(_note, i, mine if first == 0 else None, seen, save, (first, last, i + 1)))
+            del mine, multiply  # before the next row is read, because at most panel + 1 tile rows may be held
         held.clear()
         first = last
-        save((first, first, first))
+        together(partial(save, (first, first, first)))
+
+
+def _note(
+    row: int,
+    features: Tensor | None,
+    seen: Callable[[int, Tensor], None],
+    save: Callable[[GramDone], None],
+    done: GramDone,
+) -> None:
+    if features is not None:
+        seen(row, features)
+    save(done)
 
 
 def read_rows(source: FeatureRows, rows: slice) -> Tensor:
@@ -149,6 +172,14 @@ def read_rows(source: FeatureRows, rows: slice) -> Tensor:
         )
     require_features(found, first=rows.start)
     return found
+
+
+def _alone(compute: Callable[[], object]) -> None:
+    compute()
+
+
+def _multiply(mine: Tensor, held: Sequence[Tensor], first: int, ones: float, column: int, out: Tensor) -> None:
+    _product(mine, held[column - first], ones, out)
 
 
 def _product(left: Tensor, right: Tensor, ones: float, out: Tensor) -> None:

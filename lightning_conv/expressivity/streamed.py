@@ -9,21 +9,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lightning_conv.expressivity.certificate import Cost, RankCertificate, RankVerdict, require_error, too_narrow
 from lightning_conv.expressivity.equal import SameInputs, closest_pair
+from lightning_conv.expressivity.factor import tiled_cholesky
 from lightning_conv.expressivity.journal import Journal
 from lightning_conv.expressivity.plan import StreamPlan, plan_stream
 from lightning_conv.expressivity.practical import impractical
 from lightning_conv.expressivity.proof import METHOD, Proof, Proven
 from lightning_conv.expressivity.stream import FeatureRows, ScaledRows, read_rows, stream_gram
+from lightning_conv.expressivity.team import Team
 from lightning_conv.expressivity.tiles import Tiles
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
 from lightning_conv.linalg.eigenvalues.symmetric import rescaled
 from lightning_conv.linalg.rounding import exponent_of, ldexp_up, product_up, sum_up
+from lightning_conv.machine.memory import allowed_memory
+from lightning_conv.machine.processes import Processes
 from lightning_conv.reporting.progress import Report, part, progress_bar
 
 SMALLEST, LARGEST = 2.0**-400, 2.0**400
@@ -42,6 +48,7 @@ def certify_streamed(
     tile: int | None = None,
     progress: bool | Report | None = None,
     same_inputs: SameInputs | None = None,
+    processes: Processes | None = None,
 ) -> RankCertificate:
     r"""Certify rank [h, 1] = n from Cholesky factors of G = h h^T + 1 1^T, where h is computed strip by strip.
 
@@ -66,26 +73,59 @@ def certify_streamed(
         tile: rows per tile; None: chosen by ``plan_stream``.
         progress: see ``certify_expressivity``.
         same_inputs: see ``certify_expressivity``.
+        processes: see ``certify_expressivity``.
 
     Raises:
         MemoryError: two strips of features do not fit into ``max_memory``.
         OSError: the folder's disk has no room for the matrices.
         ValueError: the features are not finite, or ``max_memory`` is not a finite number of at least one byte.
 
-    Cost: n^2 m_H + 2 n^3 / 3 flops; see ``plan_stream``.
+    Cost: n^2 m_H + 2 n^3 / 3 flops, of which each of W processes has 1 / W; see ``plan_stream``.
 
     Source: Rump 2006; Higham 2002, chapter 10; Kawaguchi & Sun 2021 for the condition.
     """
-    start = time.perf_counter()
     require_error(feature_error)
     samples, width = source.samples, source.width
     if (narrow := too_narrow(samples, width, bias=bias)) is not None:
         nothing = Bounded(0.0, 0.0, 0.0, True, "fewer columns than rows")
         return RankCertificate("refuted", 0, samples, width, "singular", narrow, Cost(0.0, 0.0, 0.0), nothing)
-    path = None if folder is None else Path(folder)
+    if processes is not None:
+        team = Team(processes, source)
+        allowed = processes.gather(allowed_memory(max_memory, torch.device("cpu")))
+        memory = min(allowed) // (1 if max_memory is not None else processes.world)
+        options = _Options(bias, feature_error, memory, folder, tile, progress, same_inputs)
+        return team.run(lambda: _certified(team.rows, options, team))
+    return _certified(source, _Options(bias, feature_error, max_memory, folder, tile, progress, same_inputs))
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Arguments of ``certify_streamed``."""
+
+    bias: bool
+    feature_error: float
+    max_memory: float | None
+    folder: str | Path | None
+    tile: int | None
+    progress: bool | Report | None
+    same_inputs: SameInputs | None
+
+
+def _certified(source: FeatureRows, options: _Options, team: Team | None = None) -> RankCertificate:
+    start = time.perf_counter()
+    bias, feature_error, samples, width = options.bias, options.feature_error, source.samples, source.width
+    path = None if options.folder is None else Path(options.folder)
     row_seconds = _row_seconds(source)
-    plan = plan_stream(samples, width, max_memory=max_memory, folder=path, tile=tile, row_seconds=row_seconds)
-    with _place(path, plan) as place, progress_bar(str(plan), plan.seconds, progress) as report:
+    plan = plan_stream(
+        samples,
+        width,
+        max_memory=options.max_memory,
+        folder=path,
+        tile=options.tile,
+        row_seconds=row_seconds,
+        processes=1 if team is None else team.world,
+    )
+    with _place(path, plan) as place, progress_bar(str(plan), plan.seconds, options.progress) as report:
         journal = Journal(path, {"samples": samples, "width": width, "tile": plan.tile, "bias": bias})
         gram, factor = (Tiles(samples, plan.tile, place and place / f"{name}.tiles") for name in ("gram", "factor"))
         if not _are_those_of(journal, source, gram):
@@ -99,8 +139,8 @@ def certify_streamed(
         weight = 1 - 2 * samples**3 / 3 / plan.flops * (1 - plan.computed * row_seconds / plan.seconds)
 
         def fill(exponent: int) -> None:
-            stream_gram(
-                ScaledRows(source, -exponent) if exponent else source,
+            scaled = partial(stream_gram, ScaledRows(source, -exponent) if exponent else source)
+            (scaled if team is None else partial(team.gram, exponent=-exponent))(
                 gram,
                 bias=bias,
                 panel=plan.panel,
@@ -120,14 +160,15 @@ def certify_streamed(
                 journal["scale"] = exponent
                 fill(exponent)
         error = ldexp_up(feature_error, -exponent)
-        proven = Proof(gram, factor, width, error, journal, part(report, weight, 1 - weight)).run()
+        cholesky = tiled_cholesky if team is None else team.cholesky
+        proven = Proof(gram, factor, width, error, journal, part(report, weight, 1 - weight), cholesky).run()
         proven = replace(
             proven,
             sigma_min=rescaled(proven.sigma_min, exponent),
             sigma_max=rescaled(proven.sigma_max, exponent),
             reach=ldexp_up(proven.reach, exponent),
         )
-        judged = _judge(source, gram, proven, feature_error, same_inputs)
+        judged = _judge(source, gram, proven, feature_error, options.same_inputs)
     cost = Cost(time.perf_counter() - start, plan.flops, plan.bytes, plan.disk_bytes, plan.seconds)
     return RankCertificate(
         judged.verdict,

@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -26,15 +26,19 @@ class Tiles:
         size: number n of rows of the matrix.
         tile: rows and columns per tile; the last tiles are smaller.
         path: file of the tiles. It is created if it does not exist; otherwise its numbers are used. None: memory.
+        kept: tile rows that are here, where other processes have the others; None: all.
 
     Raises:
         OSError: the disk has no room for the file.
     """
 
-    def __init__(self, size: int, tile: int, path: Path | None = None) -> None:
+    def __init__(self, size: int, tile: int, path: Path | None = None, kept: Collection[int] | None = None) -> None:
         self.size, self.tile, self.path = size, tile, path
         self.count = -(-size // tile)
-        numbers = self.bytes_of(size, tile) // WORD
+        self._starts, numbers = {}, 0
+        for i in range(self.count) if kept is None else sorted(kept):
+            self._starts[i] = numbers
+            numbers += (i + 1) * tile**2
         if path is None:
             self._numbers = torch.empty(numbers, dtype=torch.float64)
         else:
@@ -55,8 +59,17 @@ class Tiles:
         """Return tile (i, j), j <= i, for reading or writing. It is contiguous, and square except in the last row."""
         i, j = at
         rows, columns = (self.rows(k).stop - self.rows(k).start for k in at)
-        start = (i * (i + 1) // 2 + j) * self.tile**2
+        start = self._starts[i] + j * self.tile**2
         return self._numbers[start : start + rows * columns].view(rows, columns)
+
+    def before(self, k: int) -> Tensor:
+        """Return the tiles (k, j), j < k, as one row of numbers, ``tile``^2 for each, of which ``tile_in`` finds one."""
+        return self._numbers[self._starts[k] : self._starts[k] + k * self.tile**2]
+
+    def tile_in(self, numbers: Tensor, k: int, j: int) -> Tensor:
+        """Return tile (k, j), j < k, of the numbers that ``before(k)`` returns, in this process or another."""
+        rows, start = self.rows(k).stop - self.rows(k).start, j * self.tile**2
+        return numbers[start : start + rows * self.tile].view(rows, self.tile)
 
     def column(self, k: int) -> Iterator[tuple[int, Tensor]]:
         """Iterate over the tiles on and below the diagonal of tile column k, with their row numbers."""

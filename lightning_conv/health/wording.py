@@ -14,12 +14,16 @@ SUBJECTS: Mapping[str, str] = {
     "forecast": "where the loss will be",
     "frozen_trunk": "the least loss of the last layer alone",
     "gradient_noise": "the noise of the gradient",
+    "inputs": "the scale of the inputs",
     "labels": "the labels of the probe",
+    "layers": "whether every layer moves the outputs",
     "linearisation_error": "how far the network is from its linearisation",
     "loss": "the loss of the probe",
     "regime": "whether the network learns features",
     "stability": "the stability of the step",
     "training_floor": "the least loss on the training set",
+    "units": "whether units are switched off",
+    "width": "whether the last layer can fit the targets",
 }
 """What a finding is about, by its name, for what could not be judged."""
 
@@ -28,8 +32,8 @@ def subject_of(name: str) -> str:
     """Write what a finding is about, also behind the name of an optimizer.
 
     Example:
-        >>> subject_of("stability"), subject_of("critic: forecast"), subject_of("width")
-        ('the stability of the step', 'critic: where the loss will be', 'width')
+        >>> subject_of("stability"), subject_of("critic: forecast"), subject_of("descent")
+        ('the stability of the step', 'critic: where the loss will be', 'descent')
     """
     head, separator, last = name.rpartition(": ")
     return f"{head}{separator}{SUBJECTS.get(last, last.replace('_', ' '))}"

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_conv.arguments import require_seed
+from lightning_conv.arguments import require_seed, require_truth, require_type
 from lightning_conv.kernels.engine.kernel import compute_kernel
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
@@ -109,7 +109,7 @@ def ntk_gram(
             predicted. A function is called with the share that is done instead.
         processes: those among which the passes and products are divided, exactly: by outputs, or by samples, as is cheaper
             (``NTKPlan.division``). All of them call with the same arguments and weights, and get the same kernel. The network is
-            read by each of them. With ``batch_norm="batch"`` nothing is divided.
+            read by each of them. With ``batch_norm="batch"`` rows of J are divided, and columns of the products.
 
     Returns:
         The matrix in float64, with ``floor``, a proven bound on its rounding error, and what else is known about it.
@@ -139,6 +139,9 @@ def ntk_gram(
     kind = contracted_outputs(outputs, cotangents, default="trace")
     require_seed(seed)
     require_report(progress)
+    require_truth("remeasure", remeasure)
+    require_type("plan", plan, (NTKPlan, type(None)), "a plan of plan_ntk, or None")
+    require_type("processes", processes, (Processes, type(None)), "Processes(), or None to compute it alone")
     if processes is not None:  # the same cuts in all of them
         budgets = processes.gather(allowed_memory(max_memory, _device_of(model)))
         max_memory = min(budgets) // (1 if max_memory is not None else processes.world)
@@ -200,5 +203,5 @@ def _watched(
         error = with_narrowing(error, task.module.dtype, narrowing)
     if processes is None:
         return found, task.jacobian_error(error, found.matrix), narrowing
-    errors = processes.gather(task.jacobian_error(error, found.matrix))
-    return found, max(errors), coarsest(processes.gather(narrowing))
+    errors, seen = zip(*processes.gather((task.jacobian_error(error, found.matrix), narrowing)), strict=True)
+    return found, max(errors), coarsest(seen)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from itertools import zip_longest
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 T = TypeVar("T")
 
+Block: TypeAlias = tuple[int, int, int, int]
+"""Of a matrix: first row, the row after the last, first column, the column after the last."""
+
 SECONDS = 120.0
 """How long a process waits for the others by default."""
+PIECE = 2**18
+"""Numbers of a matrix that are sent at once."""
 
 
 class ProcessesError(RuntimeError):
@@ -123,24 +129,84 @@ class Processes:
         whole = tensor.detach().cpu().contiguous()
         self._communicate(lambda: dist.all_reduce(whole, group=self._group))
         self.sent += 2 * (self.world - 1) * whole.nbytes // self.world
-        tensor.copy_(whole)
+        if whole.data_ptr() != tensor.data_ptr():
+            tensor.copy_(whole)
 
-    def gather_numbers(self, numbers: Tensor) -> list[Tensor]:
-        """Return the numbers of all processes, in their order.
+    def share_blocks(self, matrix: Tensor, blocks: Sequence[Sequence[Block]]) -> None:
+        """Send the blocks of a matrix that this process has to all others, and fill in theirs.
+
+        The numbers pass through pieces of memory that stay in the cache.
 
         Args:
-            numbers: A flat tensor, of any length, which may differ from process to process.
+            matrix: Of the same shape and type in all processes.
+            blocks: Those that each process has, by its rank; no two overlap.
 
         Raises:
             ProcessesError: One does not answer.
         """
-        sizes = self.gather(numbers.numel())
-        mine = numbers.new_zeros(max(sizes), device="cpu")
-        mine[: numbers.numel()] = numbers.detach()
-        found = [torch.empty_like(mine) for _ in sizes]
-        self._communicate(lambda: dist.all_gather(found, mine, group=self._group))
-        self.sent += (self.world - 1) * mine.nbytes
-        return [each[:size] for each, size in zip(found, sizes, strict=True)]
+        pieces = [[matrix[rows, columns] for rows, columns in _pieces(of)] for of in blocks]
+        room = max((each.numel() for of in pieces for each in of), default=0)
+        leaving, arriving = (torch.empty(room, dtype=matrix.dtype) for _ in range(2))
+
+        def swap() -> None:
+            for distance in range(1, self.world):
+                to, source = (self.rank - distance) % self.world, (self.rank + distance) % self.world
+                for mine, theirs in zip_longest(pieces[self.rank], pieces[source]):
+                    works = []
+                    if theirs is not None:
+                        works.append(dist.irecv(arriving[: theirs.numel()], source, group=self._group))
+                    if mine is not None:
+                        leaving[: mine.numel()].view(mine.shape).copy_(mine)
+                        works.append(dist.isend(leaving[: mine.numel()], to, group=self._group))
+                    _wait_for(works)
+                    if theirs is not None:
+                        theirs.copy_(arriving[: theirs.numel()].view(theirs.shape))
+
+        self._communicate(swap)
+        self.sent += (self.world - 1) * sum(each.numel() * each.element_size() for each in pieces[self.rank])
+
+    def spread(self, tensor: Tensor, source: int = 0) -> Callable[[], None]:
+        """Begin to fill a tensor, in place, with the numbers that one process has; call what is returned before they are used.
+
+        The processes need not be here at the same time.
+
+        Args:
+            tensor: On the CPU, contiguous, of the same shape and type in all of them; it must stay as it is until then.
+            source: Rank of the process.
+
+        Raises:
+            ProcessesError: One does not answer; raised by what is returned.
+        """
+        works: list[dist.Work | None] = []
+        self._attempt(lambda: works.append(dist.broadcast(tensor.detach(), source, group=self._group, async_op=True)))
+        self.sent += tensor.nbytes if self.rank == source else 0
+        return lambda: self._attempt(lambda: _wait_for(works))
+
+    def pass_on(self, parcels: Sequence[Sequence[Tensor]], *, to_first: bool) -> None:
+        """Send tensors from the first process to the others, or from the others to the first, in place.
+
+        Args:
+            parcels: Those that each process gets or gives, by its rank; in each process its own suffice, in the first one all. On the CPU
+                and contiguous.
+            to_first: Whether the first process gets them.
+
+        Raises:
+            ProcessesError: One does not answer.
+        """
+        others = range(1, self.world) if self.rank == 0 else [self.rank]
+        gets = to_first == (self.rank == 0)
+
+        def move() -> None:
+            works = []
+            for other in others:
+                for tensor in parcels[other]:
+                    end = other if self.rank == 0 else 0
+                    move = dist.irecv if gets else dist.isend
+                    works.append(move(tensor.detach(), end, group=self._group))
+            _wait_for(works)
+
+        self._communicate(move)
+        self.sent += 0 if gets else sum(tensor.nbytes for other in others for tensor in parcels[other])
 
     def exchange(
         self, tensors: Sequence[Tensor], to: int, source: int, shapes: Sequence[Sequence[int]]
@@ -162,9 +228,7 @@ class Processes:
         def swap() -> None:
             works = [dist.isend(each, to, group=self._group, tag=k) for k, each in enumerate(outgoing)]
             works += [dist.irecv(each, source, group=self._group, tag=k) for k, each in enumerate(incoming)]
-            for work in works:
-                assert work is not None
-                work.wait()
+            _wait_for(works)
 
         self._communicate(swap)
         self.sent += sum(each.nbytes for each in outgoing)
@@ -176,12 +240,24 @@ class Processes:
         Raises:
             ProcessesError: One of them is not, in time.
         """
+
+        def meet() -> None:
+            dist.monitored_barrier(self._group, timeout=self._wait, wait_all_ranks=True)
+            send()
+
+        self._attempt(meet)
+
+    def _attempt(self, send: Callable[[], object]) -> None:
+        """Communicate, and tell what an error means.
+
+        Raises:
+            ProcessesError: There was one, or has been one before.
+        """
         if self._broken:
             raise ProcessesError(self._broken)
         try:
             # A mode that watches the computation for casts must not see the bytes of messages.
             with _disable_current_modes():
-                dist.monitored_barrier(self._group, timeout=self._wait, wait_all_ranks=True)
                 send()
         except RuntimeError as error:  # also torch.distributed.DistBackendError
             self._broken = (
@@ -191,10 +267,25 @@ class Processes:
             raise ProcessesError(self._broken) from error
 
 
+def _wait_for(works: Sequence[dist.Work | None]) -> None:
+    for work in works:
+        assert work is not None
+        work.wait()
+
+
+def _pieces(blocks: Sequence[Block]) -> Iterator[tuple[slice, slice]]:
+    """Cut blocks into pieces of about ``PIECE`` numbers."""
+    for first, last, left, right in blocks:
+        step = max(1, PIECE // max(1, right - left))
+        for start in range(first, last, step):
+            yield slice(start, min(start + step, last)), slice(left, right)
+
+
 def _of_another(rank: int, kind: type[Exception], message: str) -> Exception:
     """Return the error of another process, of its type where that takes a message only."""
-    said = f"process {rank}: {message}"
+    # One that was raised here because of a third process says so already.
+    place = "" if message.startswith("process ") else f"process {rank}: "
     try:
-        return kind(said)
+        return kind(f"{place}{message}")
     except Exception:  # the type asks for more
-        return RuntimeError(f"process {rank}: {kind.__name__}: {message}")
+        return RuntimeError(f"{place}{kind.__name__}: {message}")

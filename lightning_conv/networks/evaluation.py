@@ -145,7 +145,13 @@ class StatelessModule:
             self.parameters = own
 
     def convert(self, inputs: Inputs) -> Inputs:
-        """Return ``inputs`` on the device and, where they are floating, in the type of this evaluation."""
+        """Return ``inputs`` on the device and, where they are floating, in the type of this evaluation.
+
+        Raises:
+            TypeError: A tensor is on the device ``meta``, and the module is not.
+        """
+        if self.device.type != "meta" and any(each.is_meta for each in input_tensors(inputs)):
+            raise TypeError("inputs: a tensor is on the device meta, where it has no numbers; pass samples")
         return map_inputs(lambda tensor: self._convert(tensor.detach()), inputs)
 
     def call(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> object:

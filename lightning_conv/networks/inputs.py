@@ -44,9 +44,15 @@ def sample_count(inputs: Inputs) -> int:
     """Return the number of samples n, the common length of dimension 0.
 
     Raises:
+        TypeError: a tensor does not have its numbers in rows: it is sparse, nested or quantised.
         ValueError: the tensors differ in length, or there is no sample.
     """
     tensors = input_tensors(inputs)
+    for position, tensor in enumerate(tensors):
+        kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else ""
+        kind = kind or ("" if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch."))
+        if kind:
+            raise TypeError(f"inputs: tensor {position} is {kind}; need dense tensors with one row for each sample")
     lengths = {int(tensor.shape[0]) if tensor.ndim else 0 for tensor in tensors}
     if len(lengths) != 1 or 0 in lengths:
         flat = all(tensor.ndim == 1 and not tensor.is_floating_point() for tensor in tensors[:2])

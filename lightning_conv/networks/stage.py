@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_conv.networks.called_on import called_on
 from lightning_conv.networks.copying import HOOKS, Copy
 from lightning_conv.networks.equal_numbers import equal_numbers
 from lightning_conv.networks.evaluation import StatelessModule
@@ -35,7 +37,10 @@ class Stage:
         module: what to evaluate.
         before: see ``StatelessModule``.
         copies: see ``StatelessModule``.
+        seconds: how long it took to copy the module and to try the copy.
     """
+
+    seconds = 0.0
 
     def __init__(
         self, module: nn.Module, kept: Kept | None, *, before: Callable[[], None] | None = None, copies: bool = False
@@ -82,11 +87,15 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
     for this time.
     """
     require_supported(model)
+    start = time.perf_counter()
     stage = _copied_stage(model, inputs)
+    seconds = time.perf_counter() - start
     if stage is not None:
-        yield stage
+        stage.seconds = seconds
+        with called_on(type(model).__name__, inputs):
+            yield stage
         return
-    with restored(model) as put_back:
+    with restored(model) as put_back, called_on(type(model).__name__, inputs):
         yield Stage(model, None, before=put_back, copies=True)
 
 

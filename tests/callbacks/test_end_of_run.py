@@ -5,6 +5,7 @@ import logging
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,8 +26,8 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def run(callbacks, tmp_path, caplog, **net):
-    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+def run(callbacks, tmp_path, caplog, x=None, **net):
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0)) if x is None else x
     data = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), batch_size=4)
     trainer = pl.Trainer(
         max_epochs=2,
@@ -77,3 +78,27 @@ def test_a_run_that_fails_ends_in_it_too(tmp_path, caplog):
         run([ConvergenceDiagnostics(Probe(12), every_n_steps=1)], tmp_path, caplog, breaks=True)
     (block,) = blocks(caplog)
     assert "the run failed (KeyError) after 2 steps" in block
+
+
+def test_a_run_that_cannot_be_measured_leaves_nothing_and_names_the_entry_of_the_list(tmp_path, caplog, lenient):
+    samples = torch.full((12, 3), float("nan"))
+    with pytest.raises(MisconfigurationException) as failed:
+        run([ConvergenceDiagnostics(Probe(12))], tmp_path, caplog, x=samples)
+    assert "contains NaN or infinity; clean the samples" in str(failed.value)
+    assert 'ConvergenceDiagnostics(on_error="warn") trains without measuring' in str(failed.value)
+    assert "forward_fn" not in str(failed.value)
+    assert list(tmp_path.iterdir()) == []
+    run([ConvergenceDiagnostics(Probe(12), on_error="warn")], tmp_path, caplog, x=samples)
+    (block,) = blocks(caplog)
+    said = " ".join(block.split())
+    assert "whether units are switched off" in said
+    assert "no measurement was made" in said
+
+
+def test_a_sample_that_is_not_finite_is_the_cause_of_the_rise(tmp_path, caplog, lenient):
+    x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    x[10] = float("inf")
+    run([ConvergenceDiagnostics(Probe(4), every_n_steps=1)], tmp_path, caplog, x=x)
+    (block,) = blocks(caplog)
+    assert "the input became infinite" in " ".join(block.split())
+    assert "the cause is open" not in " ".join(block.split())

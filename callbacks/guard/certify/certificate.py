@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 import torch
@@ -28,7 +29,7 @@ from lightning_conv.callbacks.guard.certify.work_folder import work_folder
 from lightning_conv.callbacks.guard.view import GuardView
 from lightning_conv.callbacks.run.data.trunk_rows import TrunkRows
 from lightning_conv.callbacks.run.guarded import attempted, guarded
-from lightning_conv.callbacks.run.ranks import Led
+from lightning_conv.callbacks.run.ranks import processes_of
 from lightning_conv.expressivity import (
     Method,
     RankCertificate,
@@ -44,6 +45,8 @@ from lightning_conv.reporting.progress import Lines
 # Predicted seconds up to which ``"auto"`` proves the rank at the run's own weights, where another method applies.
 MODEST = 600.0
 KEPT_FROM = 60.0  # predicted seconds from which on the work is kept on disk, in case the run is killed meanwhile
+# Seconds for which a process waits for the others: the first one does alone what is not divided.
+HOURS = 7200.0
 
 
 def certify_trunk(
@@ -51,7 +54,8 @@ def certify_trunk(
 ) -> RankCertificate:
     """Certify that the last layer reaches every target from the trunk as it is (``"alignment"``: the given targets).
 
-    All ranks compute the features, each for its share of the samples; rank 0 computes the certificate. Every pass in float64 is watched
+    All ranks compute the features, each for its share of the samples. The tiles of a long certificate are divided among them; one that is
+    held in memory is rank 0's. Every pass in float64 is watched
     for casts to a narrower type (``RankCertificate.narrow``); with one on any rank nothing is certified.
 
     Args:
@@ -111,7 +115,7 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
     rows = TrunkRows.of(data, network, head, torch.float64)
     began = time.perf_counter()
     row_seconds = (time.perf_counter() - began) / len(rows.rows(0, SAMPLED))
-    plan = data.ranks.once(lambda: _planned(view.rows, head.width, row_seconds))
+    plan = data.ranks.once(lambda: _planned(view.rows, head.width, row_seconds, data.ranks.world))
     if method == "auto" and (isinstance(plan, str) or plan.seconds > MODEST):
         found = _instead(view, plan)
         if found is not None:
@@ -119,33 +123,35 @@ def _streamed(view: GuardView, method: Method, root: str | None) -> RankCertific
     if isinstance(plan, str):
         raise MemoryError(plan)
     (error, apart), seen = roundings(view, rows), rows.narrowing
-    led = Led(data.ranks, rows.rows)
-    source = rows if data.ranks.world == 1 else LedRows(led, rows)
+    processes = processes_of(view.trainer, HOURS)
+    with ExitStack() as stack:
 
-    def lead() -> RankCertificate:
-        keep = root is not None and plan.seconds >= KEPT_FROM
-        with work_folder(str(root), plan.matrix_bytes) if keep else nullcontext() as folder:
+        def prepare() -> Path | None:
+            keep = data.ranks.rank == 0 and root is not None and plan.seconds >= KEPT_FROM
+            folder = stack.enter_context(work_folder(str(root), plan.matrix_bytes)) if keep else None
             kept = f"; kept in {folder}, where a run that is killed meanwhile goes on" if folder is not None else ""
-            now = plan_stream(view.rows, head.width, folder=folder, row_seconds=row_seconds)
+            now = plan_stream(view.rows, head.width, folder=folder, row_seconds=row_seconds, processes=data.ranks.world)
             rank_zero_info(f"ExpressivityGuard: {now}{kept}")
-            return certify_expressivity(
-                source,
-                method="singular",
-                bias=head.has_bias,
-                feature_error=error,
-                same_inputs=view.same_inputs,
-                folder=folder,
-                progress=Lines(rank_zero_info, "ExpressivityGuard: certificate"),
-            )
+            return folder
 
-    found = watched(led.run(lead), rows.narrow, allowed_for=rows.narrowing == seen)
+        made = certify_expressivity(
+            rows,
+            method="singular",
+            bias=head.has_bias,
+            feature_error=error,
+            same_inputs=view.same_inputs,
+            folder=data.ranks.alike(prepare),
+            progress=Lines(rank_zero_info, "ExpressivityGuard: certificate"),
+            processes=processes,
+        )
+    found = watched(made, rows.narrow, allowed_for=rows.narrowing == seen)
     return found if head.module.weight.dtype == torch.float64 else beyond_rounding(found, apart)
 
 
-def _planned(samples: int, width: int, row_seconds: float) -> StreamPlan | str:
+def _planned(samples: int, width: int, row_seconds: float, processes: int) -> StreamPlan | str:
     """Return the plan, or why there is none."""
     try:
-        return plan_stream(samples, width, row_seconds=row_seconds)
+        return plan_stream(samples, width, row_seconds=row_seconds, processes=processes)
     except MemoryError as error:
         return str(error)
 
@@ -213,30 +219,3 @@ def rewatched(view: GuardView, certificate: RankCertificate) -> RankCertificate:
     for start in range(0, rows.samples, STRIP):
         rows.rows(start, start + STRIP)
     return watched(certificate, rows.narrow, allowed_for=False)
-
-
-@dataclass(frozen=True)
-class LedRows:
-    """Rows that rank 0 asks for and all ranks compute."""
-
-    led: Led
-    source: TrunkRows
-
-    @property
-    def samples(self) -> int:
-        """The number n of samples."""
-        return self.source.samples
-
-    @property
-    def width(self) -> int:
-        """The width m_H."""
-        return self.source.width
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Return h of some samples.
-
-        Args:
-            start: The first of them.
-            stop: The sample after the last.
-        """
-        return self.led.ask(start, stop)

@@ -27,6 +27,10 @@ class NotObservedError(ValueError):
     """The training step is not a function of samples that can be measured; the message says why."""
 
 
+class NoLossError(NotObservedError):
+    """The training step gives no loss."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """One run of the step."""
@@ -58,6 +62,7 @@ def seek(twin: Twin, batch: Any) -> Seen:
         batch: A batch as the training step gets it.
 
     Raises:
+        NoLossError: The step gives no loss.
         NotObservedError: No loss is seen that the optimizer minimises.
     """
     step = twin.global_step
@@ -73,10 +78,10 @@ def seek(twin: Twin, batch: Any) -> Seen:
         return seen
     twin.tell(step)
     if first is None:
+        if twin.watched is None or not twin.n_losses:
+            raise NoLossError("the training step gives no loss: it returns none and calls no `manual_backward`")
         raise NotObservedError(
-            "the training step gives no loss: it returns none and calls no `manual_backward`"
-            if twin.watched is None or not twin.n_losses
-            else f"the optimizer makes no step in {BATCHES} batches, and no loss of the training step reaches its parameters"
+            f"the optimizer makes no step in {BATCHES} batches, and no loss of the training step reaches its parameters"
         )
     return first
 

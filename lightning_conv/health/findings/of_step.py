@@ -7,6 +7,7 @@ and one that is not finite or ``BLOWN`` times its start an alert.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from lightning_conv.arguments import require_whole
 from lightning_conv.health.finding import Finding, Level
@@ -29,6 +30,9 @@ SERIOUS = 0.1
 
 FEW = 0.1
 """Share of the samples that is said to dominate the gradient if it carries most of it."""
+
+FEWER = 8
+"""Times that the probe's samples are more than a step's from which on it is said whose curvature the ratio is."""
 
 CLEAR = 10.0
 """Factor between the batch and the noise scale from which on it is said."""
@@ -80,6 +84,25 @@ def finding_of_stability(
             f"{figure(now.lower)} of its limit{trend} (at most about {figure(now.upper)}), near the edge of stability"
         )
     return _stability(now, level, f"The step is {says}.", "")
+
+
+def of_small_batches(finding: Finding, samples: int, batch: int) -> Finding:
+    """Add to a stability ratio that it is the probe's, where a step takes far fewer samples; any other finding is returned as it is.
+
+    A batch of few samples has a curvature of its own, which is larger than that of the mean in some of them; nothing is known of it.
+
+    Args:
+        finding: The finding.
+        samples: Samples of the probe.
+        batch: Samples of an optimizer step.
+    """
+    if finding.name != "stability" or samples < FEWER * batch:
+        return finding
+    each = "single samples" if batch == 1 else f"batches of {batch}"
+    return replace(
+        finding,
+        sentence=f"{finding.sentence} That is of {samples} samples together, not of {each}, whose curvature may be larger.",
+    )
 
 
 def _risen(

@@ -24,6 +24,7 @@ def finding_of_units(
     samples: int,
     step: int,
     since: int | None = None,
+    were_on: bool = False,
     outputs_constant: bool = False,
 ) -> Finding:
     """Judge the units of all activations.
@@ -33,13 +34,14 @@ def finding_of_units(
         samples: Samples of the probe.
         step: Step of the measurement.
         since: Step of an earlier measurement from which on these layers were out; None: this is the first time. Gates and branches
-            that begin at zero are constant at the start of healthy runs, so once is never more than a notice.
+            that begin at zero are constant at the start of healthy runs, so once is a notice unless ``were_on``.
+        were_on: Whether an earlier measurement saw one of these layers with units that were not out.
         outputs_constant: Whether the network returns the same for all samples, though their inputs differ.
 
     Returns:
-        ``alert``: a whole layer is out and the network's outputs are constant, both already at an earlier measurement. ``warning``: a
-        whole layer is out for the second time. ``notice``: it is for the first time, or at least ``MANY`` of the units of one layer are.
-        ``ok``: fewer. The value is the largest share in a layer.
+        ``alert``: a whole layer is out and the network's outputs are constant, and it was out at an earlier measurement. ``warning``: a
+        whole layer is out for the second time, or it went out in training and the outputs are constant. ``notice``: it is out for the
+        first time, or at least ``MANY`` of the units of one layer are. ``ok``: fewer. The value is the largest share in a layer.
     """
     shares = {each.name: _share(each) for each in layers}
     worst = max(layers, key=_share, default=None)
@@ -48,10 +50,14 @@ def finding_of_units(
     out = [each for each in layers if each.is_out]
     if out:
         lasting = since is not None and since < step
-        level = "notice" if not lasting else "alert" if outputs_constant else "warning"
+        lost = were_on and outputs_constant
+        level = ("alert" if outputs_constant else "warning") if lasting else "warning" if lost else "notice"
         where = f" since step {since}" if lasting else ""
         silent = ", and the network returns the same for all of them" if outputs_constant else ""
         says = f"{_all_out(out)} on the {samples} samples of the probe{where}{silent}"
+        if lost and not lasting:
+            says += "; at an earlier measurement they were not out"
+            advice = "Look at the steps since then: a rate that is too large switches units off, and a dead one gets no gradient any more."
         if lasting and since == 0 and len(out[0].constant) < out[0].units:
             advice = "They were so from the start: look at the initial weights and biases before them, and at the scale of the inputs."
     elif worst is not None and shares[worst.name] >= MANY:

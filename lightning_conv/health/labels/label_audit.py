@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,17 +14,17 @@ from lightning_conv.health.labels.audit_labels import FEWEST, audit_labels
 from lightning_conv.health.labels.class_labels import class_labels
 from lightning_conv.health.labels.label_margins import require_ridge
 from lightning_conv.health.labels.suspicious_labels import Baseline, LabelAudit
+from lightning_conv.health.layers.checked import outputs_of
 from lightning_conv.kernels.gram import ntk_gram
 from lightning_conv.kernels.products.precision import PRECISIONS, Precision
 from lightning_conv.kernels.reading.samples import require_float_inputs
 from lightning_conv.losses.per_sample import SampleLosses, require_loss
 from lightning_conv.machine.memory import whole_bytes
-from lightning_conv.networks.evaluation import BatchNormMode, StatelessModule
+from lightning_conv.networks.evaluation import BatchNormMode
 from lightning_conv.networks.head import find_head
 from lightning_conv.networks.hidden_features import last_hidden_features
 from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.networks.supported import require_module
-from lightning_conv.networks.undisturbed import undisturbed
 from lightning_conv.reporting.progress import require_report
 
 PROJECTED = 32
@@ -89,11 +90,11 @@ def label_audit(
     require_report(progress)
     if loss_fn is not None:
         require_loss(loss_fn)
-    require_float_inputs(inputs)
+    require_float_inputs(inputs, partial(outputs_of, model, inputs, batch_norm))
     labels = class_labels(targets, sample_count(inputs))
     if len(labels) < FEWEST or len(torch.unique(labels)) in (1, len(labels)):
         audit_labels(torch.eye(len(labels)), targets)  # refuses, before anything expensive
-    u = _outputs(model, inputs, batch_norm)
+    u = outputs_of(model, inputs, batch_norm)
     kind = outputs or ("trace" if u.shape[1] <= PROJECTED else "projected")
     gram = ntk_gram(
         model,
@@ -158,10 +159,3 @@ def sample_losses(
     if losses.kind == "custom":
         raise ValueError("loss_fn: not one of torch's losses whose formula for a sample is known")
     return losses.each(u, slice(None))
-
-
-def _outputs(model: nn.Module, inputs: Inputs, batch_norm: BatchNormMode) -> Tensor:
-    """Return u, (n, C)."""
-    with undisturbed(model), torch.no_grad():
-        module = StatelessModule(model, batch_norm=batch_norm, statistics_of=inputs)
-        return module.outputs({}, module.convert(inputs))

@@ -7,12 +7,13 @@ one backward pass over the whole batch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_conv.kernels.engine.kernel_sum import KernelSum
-from lightning_conv.kernels.planning.strips import strip_width, strips
+from lightning_conv.kernels.planning.strips import Strip, strip_width, strips
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.kernels.products.precision import Precision, product, product_gamma
@@ -26,9 +27,11 @@ from lightning_conv.kernels.products.pullback import (
 )
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import memory_budget
+from lightning_conv.machine.processes import Processes
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count
 from lightning_conv.reporting.progress import Report, equal_parts, silent
+from lightning_conv.reporting.progress import part as part_of
 
 
 def coupled_gram(
@@ -41,6 +44,7 @@ def coupled_gram(
     precision: Precision,
     max_memory: float | None = None,
     report: Report = silent,
+    processes: Processes | None = None,
 ) -> tuple[Tensor, float]:
     r"""Compute the Gram matrix of the Jacobian rows of a whole batch, where each output may depend on all samples.
 
@@ -60,6 +64,7 @@ def coupled_gram(
         max_memory: number of bytes that may be used, such as ``2**30`` or ``1e9`` (default: a quarter of the free
             memory). To keep to it, the columns of J are cut into strips, each with its own n K backward passes.
         report: called with the share of the rows that is done.
+        processes: those among which rows of J are divided, which all of them then get, and columns of the products; None: there is one.
 
     Returns:
         The symmetric float64 matrix, and a proven bound on its distance in spectral norm from J J^T, for J as computed.
@@ -70,7 +75,7 @@ def coupled_gram(
         ValueError: ``max_memory`` is not a finite number of at least one byte.
 
     Cost: n K backward passes over n samples per strip, which is n times the passes of a network whose samples do not
-    couple, and n^2 K P flops (times K unless ``trace``).
+    couple, and n^2 K P flops (times K unless ``trace``). Each of W processes has 1 / W of both, and sends n K P (W - 1) / W numbers.
     """
     rows = sample_count(inputs) * combinations.count
     scales = 1.0 if combinations.scales is None else combinations.scales
@@ -86,13 +91,15 @@ def coupled_gram(
     dtype = module.dtype if precision == "fast" else torch.float64  # products in float64 then need no copies
     for number, strip in enumerate(parts):
         jacobian = torch.empty(rows, strip.width, dtype=dtype, device=module.device)
-        for start in range(0, rows, block):
-            stop = min(start + block, rows)
-            found = pullback(_unit_cotangents(start, stop, combinations, pullback.outputs), strip.names)
-            gradients = torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
-            jacobian[start:stop] = gradients[:, strip.start : strip.stop]
-            report((number * rows + stop) / (len(parts) * rows))
-        lines = jacobian.view(size, -1)
+        lines, done = jacobian.view(size, -1), part_of(report, number / len(parts), 1 / len(parts))
+        fill = partial(_fill, jacobian, strip, block, pullback, combinations, done)
+        if processes is None:
+            fill(slice(0, rows))
+        else:
+            processes.together(partial(fill, processes.share(rows)))
+            shares = [processes.share(rows, rank) for rank in range(processes.world)]
+            processes.share_blocks(jacobian, [[(each.start, each.stop, 0, strip.width)] for each in shares])
+            lines = lines[:, processes.share(lines.shape[1])]
         part = product(lines, lines, precision)
         gamma = product_gamma(lines.shape[1], dtype, precision)
         part *= scales
@@ -100,12 +107,37 @@ def coupled_gram(
         # |E_ij| <= gamma |J_i||J_j|, hence |E|_2 <= gamma |J|_F^2, and |J|_F^2 <= (computed trace) / (1 - gamma).
         floor += gamma / (1 - gamma) * float(part.diagonal().sum()) if gamma < 1 else float("inf")
         matrix += part
+    sums = len(parts)
+    if processes is not None:
+        processes.add(matrix)
+        floor = sum(processes.gather(floor))
+        sums += processes.world
     matrix = (matrix + matrix.T) / 2
-    floor += (2 + len(parts)) * 2 * unit_roundoff(torch.float64) * float(matrix.diagonal().sum())
+    floor += (2 + sums) * 2 * unit_roundoff(torch.float64) * float(matrix.diagonal().sum())
     return matrix, floor
 
 
-def coupled_kernel(task: Task, combinations: Combinations, report: Report = silent) -> KernelSum:
+def _fill(
+    jacobian: Tensor,
+    strip: Strip,
+    block: int,
+    pullback: Pullback,
+    combinations: Combinations,
+    report: Report,
+    mine: slice,
+) -> None:
+    """Fill these rows of a strip of J."""
+    for start in range(mine.start, mine.stop, block):
+        stop = min(start + block, mine.stop)
+        found = pullback(_unit_cotangents(start, stop, combinations, pullback.outputs), strip.names)
+        gradients = torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
+        jacobian[start:stop] = gradients[:, strip.start : strip.stop]
+        report((stop - mine.start) / (mine.stop - mine.start))
+
+
+def coupled_kernel(
+    task: Task, combinations: Combinations, report: Report = silent, processes: Processes | None = None
+) -> KernelSum:
     """Compute ``coupled_gram`` for all layers together or, with ``per_layer``, one layer after the other."""
     plan, per_layer = task.plan, task.request.per_layer
     layers: dict[str, list[str]] = {}
@@ -125,6 +157,7 @@ def coupled_kernel(task: Task, combinations: Combinations, report: Report = sile
             precision=plan.precision,
             max_memory=plan.max_memory - plan.result_bytes,
             report=share,
+            processes=processes,
         )
         total += matrix
         floor += own

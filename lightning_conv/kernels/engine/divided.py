@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor
-from lightning_conv.kernels.engine.passes import Engine
-from lightning_conv.kernels.engine.samples import Samples
+from lightning_conv.kernels.engine.formed_factor import FormedFactor
+from lightning_conv.kernels.engine.passes import Engine, Factors
 from lightning_conv.kernels.planning.passes import Pass
+from lightning_conv.kernels.planning.sizes import MIRRORED
 from lightning_conv.kernels.planning.task import Task
 from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.machine.memory import blocks
 from lightning_conv.machine.processes import Processes
 from lightning_conv.reporting.progress import Report, part, silent
-
-Factors = list[tuple[str, Factor]]
-"""With the names of their layers."""
 
 
 class Divided(Engine):
@@ -45,9 +42,8 @@ class Divided(Engine):
         """The matrices that the passes fill: those of the layers, where they are asked for, which are added up later."""
         return list(self.layer_matrices.values()) or [self.matrix]
 
-    def _add_traces(self) -> None:
+    def _add_traces(self, found: Sequence[Mapping[str, float]]) -> None:
         """Add up the traces of the layers over the processes."""
-        found = self._processes.gather(self.layer_traces)
         self.layer_traces = {layer: sum(each[layer] for each in found) for layer in self.layer_traces}
 
 
@@ -69,18 +65,21 @@ class OutputsDivided(Divided):
     def _collect_parts(self) -> None:
         for matrix in self._matrices:
             self._processes.add(matrix)
-        floors, sizes, additions = zip(*self._processes.gather((self.floor, self._size, self._additions)), strict=True)
+        mine = (self.floor, self._size, self._additions, self.layer_traces)
+        floors, sizes, additions, traces = zip(*self._processes.gather(mine), strict=True)
         self.floor, self._size = sum(floors), sum(sizes)
         self._additions = max(additions) + self._processes.world  # the sums of the parts are added, too
-        self._add_traces()
+        self._add_traces(traces)
 
 
 class SamplesDivided(Divided):
     r"""Gives every process some of the samples: it computes their factors once, and products with the factors that others send.
 
     With W processes of a symmetric kernel, process r multiplies its factors with its own and with those of processes r + 1, ..., r + W / 2
-    (modulo W), so that each pair of shares is multiplied once. For even W both processes of the last pair multiply half of it. Where the
-    factors of a share do not fit into the plan's memory, nothing travels: each process forms the blocks of its pairs by itself.
+    (modulo W), so that each pair of shares is multiplied once. For even W both processes of the last pair multiply half of it. Gradients
+    that are formed late are formed by output channels: each process gets the layer's inputs of all samples and the output gradients of its
+    channels, and the matrices are added up. Where the factors of a share do not fit into the plan's memory, nothing travels: each process
+    forms the blocks of its pairs by itself.
 
     Cost: a share of all passes and products, and the bytes of a share's factors sent to W / 2 others (W - 1 for two sets of samples).
     """
@@ -90,6 +89,7 @@ class SamplesDivided(Divided):
     ) -> None:
         super().__init__(task, rows, columns, report, processes)
         self._filled: dict[tuple[int, int, int, int], None] = {}  # the blocks of the matrix that this process computes
+        self._summed = False  # whether processes have parts of the same entries
 
     def _run(self, each: Pass, report: Report) -> None:
         processes = self._processes
@@ -100,57 +100,96 @@ class SamplesDivided(Divided):
         mine = processes.share(self.rows.count)
         left = processes.together(lambda: self._collect(each, self.rows, mine, part(report, 0.0, 0.5)))
         own = left if self.symmetric else self._share_of_columns(each)
+        formed = self._formed(left) if self.symmetric and each.rows >= self.rows.count else {}
+        pairs = [(left[index], own[index]) for index in range(len(left)) if index not in formed]
         sizes: dict[int, float] = {}
         others: dict[int, float] = {}
 
         def within() -> None:
+            everything = slice(0, self.rows.count)
             self._note(mine, processes.share(self.columns.count))
             for index, ((layer, one), (_, other)) in enumerate(zip(left, own, strict=True)):
+                if index in formed:
+                    if (whole := formed[index]) is not None:
+                        diagonal = self._add(layer, whole, whole, everything, everything)
+                        sizes[index] = self._size_of(whole, self.rows, everything, diagonal)
+                    continue
                 theirs = processes.share(self.columns.count)
                 diagonal = self._add(layer, one, other, mine, theirs)
                 sizes[index] = self._size_of(one, self.rows, mine, diagonal)
                 if not self.symmetric:
                     others[index] = self._size_of(other, self.columns, theirs)
 
-        processes.together(within)
         for distance in range(1, processes.world // 2 + 1 if self.symmetric else processes.world):
             report(0.5 + 0.5 * distance / processes.world)
-            self._multiply_with(left, own, distance)
-        gammas = [one.gamma(self.plan.precision) for _, one in left]
+            received = self._received([theirs for _, theirs in pairs], distance)
+            before = within if distance == 1 else None
+            multiply = partial(self._multiply_with, [one for one, _ in pairs], received, distance, before)
+            processes.together(multiply)
+        used = [formed.get(index, one) for index, (_, one) in enumerate(left)]
+        gammas = [0.0 if one is None else one.gamma(self.plan.precision) for one in used]
         found = processes.gather((gammas, sizes, others))
-        self._bound(
-            [max(each[0][index] for each in found) for index in range(len(left))],
-            {index: sum(each[1][index] for each in found) for index in sizes},
-            {index: sum(each[2 if others else 1][index] for each in found) for index in sizes},
-        )
+        numbers = range(len(left))
+        of_rows = {k: sum(rows.get(k, 0.0) for _, rows, _ in found) for k in numbers}
+        of_columns = {k: sum(columns.get(k, 0.0) for _, _, columns in found) for k in numbers} if others else of_rows
+        self._bound([max(of[k] for of, _, _ in found) for k in numbers], of_rows, of_columns)
+
+    def _formed(self, left: Factors) -> dict[int, FormedFactor | None]:
+        """Return, for each factor whose gradients are formed late, that of all samples and a share of the output channels.
+
+        Each process forms gradients of these channels only; by pairs of samples all would be formed in each. The products of all
+        processes are added up. None: there are fewer channels than processes.
+        """
+        processes = self._processes
+        found = {index: one for index, (_, one) in enumerate(left) if isinstance(one, FormedFactor)}
+        if not found:
+            return {}
+        self._summed = True
+        world, rank = processes.world, processes.rank
+        parts = {index: {rank: one.of_channels(processes.share(one.channels))} for index, one in found.items()}
+        for distance in range(1, world):
+            source, to = (rank + distance) % world, (rank - distance) % world
+            share = processes.share(self.rows.count, source)
+            outgoing = [each for one in found.values() for each in one.of_channels(processes.share(one.channels, to))]
+            mine = [each for of in parts.values() for each in of[rank]]
+            shapes = [[share.stop - share.start, *each.shape[1:]] for each in mine]
+            received = iter(processes.exchange(outgoing, to, source, shapes))
+            for of in parts.values():
+                of[source] = [next(received) for _ in of[rank]]
+        return {
+            index: one.joined([parts[index][k] for k in range(world)]) if parts[index][rank][-1].shape[-1] else None
+            for index, one in found.items()
+        }
 
     def _share_of_columns(self, each: Pass) -> Factors:
         theirs = self._processes.share(self.columns.count)
         return self._processes.together(lambda: self._collect(each, self.columns, theirs, silent))
 
-    def _multiply_with(self, left: Factors, own: Factors, distance: int) -> None:
-        """Multiply the factors of this process with those of the one that is so many places behind it."""
+    def _is_twice(self, distance: int) -> bool:
+        """Return whether the process so many places behind has this one that many places behind it: each takes half of the pair."""
+        return self.symmetric and 2 * distance == self._processes.world
+
+    def _multiply_with(
+        self, left: Factors, received: Sequence[Factor], distance: int, before: Callable[[], None] | None
+    ) -> None:
+        """Multiply the factors of this process with those of the one that is so many places behind it, after ``before``."""
+        if before is not None:
+            before()
         processes = self._processes
-        world, rank = processes.world, processes.rank
-        source, to = (rank + distance) % world, (rank - distance) % world
+        source = (processes.rank + distance) % processes.world
         mine, theirs = processes.share(self.rows.count), processes.share(self.columns.count, source)
-        received = self._received(own, self.columns, to, source)
-        twice = self.symmetric and 2 * distance == world  # the other one has this pair, too
-        lower = processes.share(self.rows.count, min(rank, source))
-        middle = (lower.start + lower.stop) // 2
-
-        def multiply() -> None:
+        if self._is_twice(distance):
+            lower = min(processes.rank, source)
+            middle = processes.share(self.rows.count, lower)
+            middle = slice(middle.start + (middle.stop - middle.start) // 2, middle.stop)
+            if lower == source:
+                theirs = middle
+            else:
+                mine = slice(mine.start, middle.start)
+                left = [(layer, one.part(slice(0, mine.stop - mine.start))) for layer, one in left]
+        if mine.start < mine.stop and theirs.start < theirs.stop:
             for (layer, one), other in zip(left, received, strict=True):
-                rows, columns = mine, theirs
-                if twice and rank < source:
-                    rows, one = slice(lower.start, middle), one.part(slice(0, middle - lower.start))
-                elif twice:
-                    rest = slice(middle - lower.start, lower.stop - lower.start)
-                    columns, other = slice(middle, lower.stop), other.part(rest)
-                if rows.start < rows.stop and columns.start < columns.stop:
-                    one.add_gram(other, self._target(layer, rows, columns), self.plan.precision)
-
-        processes.together(multiply)
+                one.add_gram(other, self._target(layer, mine, theirs), self.plan.precision)
 
     def _target(self, layer: str, rows: slice, columns: slice) -> Tensor:
         """Return where the products of these samples belong: on or above the diagonal of a symmetric kernel."""
@@ -162,23 +201,37 @@ class SamplesDivided(Divided):
     def _note(self, rows: slice, columns: slice) -> tuple[slice, slice]:
         """Note that this process computes the products of these samples, and return their block of the matrix."""
         first, second = (slice(each.start * self.stride, each.stop * self.stride) for each in (rows, columns))
-        self._filled[first.start, first.stop, second.start, second.stop] = None
+        if self.symmetric and first == second:  # what is below the diagonal is mirrored
+            for strip in blocks(first.stop - first.start, MIRRORED):
+                start, stop = first.start + strip.start, first.start + strip.stop
+                self._filled[start, stop, start, first.stop] = None
+        else:
+            self._filled[first.start, first.stop, second.start, second.stop] = None
         return first, second
 
-    def _received(self, own: Factors, side: Samples, to: int, source: int) -> list[Factor]:
-        """Send the factors of this process to one, and return those that another one sends."""
+    def _received(self, own: Factors, distance: int) -> list[Factor]:
+        """Send the factors of this process to one, and return those of the one that is so many places behind this one."""
         processes = self._processes
-        share = processes.share(side.count, source)
-        outgoing: list[Tensor] = []
+        world, rank, count = processes.world, processes.rank, self.columns.count
+        source, to = (rank + distance) % world, (rank - distance) % world
+        share, mine = processes.share(count, source), processes.share(count)
+        theirs = share.stop - share.start
+        if self._is_twice(distance):  # of the lower rank the second half is enough
+            half = (mine.stop - mine.start) // 2
+            if rank < source:
+                own = [(layer, one.part(slice(half, one.samples))) for layer, one in own]
+            else:
+                theirs -= theirs // 2
+        outgoing = [one.tensors() for _, one in own]
         shapes: list[list[int]] = []
-        for _, one in own:
-            for tensor in one.tensors():
+        for (_, one), tensors in zip(own, outgoing, strict=True):
+            for tensor in tensors:
                 shape = list(tensor.shape)
-                shape[one.sample_axis] = share.stop - share.start
-                outgoing.append(tensor)
+                shape[one.sample_axis] = theirs
                 shapes.append(shape)
-        found: Iterator[Tensor] = iter(processes.exchange(outgoing, to, source, shapes))
-        return [one.of_tensors([next(found) for _ in one.tensors()]) for _, one in own]
+        sent = [tensor for tensors in outgoing for tensor in tensors]
+        found: Iterator[Tensor] = iter(processes.exchange(sent, to, source, shapes))
+        return [one.of_tensors([next(found) for _ in tensors]) for (_, one), tensors in zip(own, outgoing, strict=True)]
 
     def _run_pairs(self, each: Pass, report: Report) -> None:
         """Multiply blocks of samples that are formed again for each pair, as a single process does, each by one of the processes."""
@@ -190,9 +243,11 @@ class SamplesDivided(Divided):
 
         def run() -> None:
             number = 0
+            left: Factors = []
+            right: Factors = []
             for first, mine in enumerate(rows):
                 report(first / len(rows))
-                left: Factors = []
+                left, right = [], []  # two blocks are in memory at once: those before are freed first
                 for second, theirs in enumerate(columns):
                     if self.symmetric and second < first:
                         continue
@@ -200,15 +255,14 @@ class SamplesDivided(Divided):
                     if number % processes.world != processes.rank:
                         continue
                     left = left or self._collect(each, self.rows, mine, silent)
-                    is_own = self.symmetric and second == first
+                    is_own, right = self.symmetric and second == first, []
                     self._note(mine, theirs)
                     right = left if is_own else self._collect(each, self.columns, theirs, silent)
-                    for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
-                        diagonal = self._add(layer, one, other, mine, theirs)
-                        if is_own or (not self.symmetric and second == 0):
-                            sizes[index] = sizes.get(index, 0.0) + self._size_of(one, self.rows, mine, diagonal)
-                        if not self.symmetric and first == 0:
-                            others[index] = others.get(index, 0.0) + self._size_of(other, self.columns, theirs)
+                    diagonals = self._multiply(left, right, mine, theirs, silent)
+                    if is_own or (not self.symmetric and second == 0):
+                        self._count(sizes, left, self.rows, mine, diagonals)
+                    if not self.symmetric and first == 0:
+                        self._count(others, right, self.columns, theirs)
                 if left:
                     gammas[:] = [one.gamma(self.plan.precision) for _, one in left]
 
@@ -221,13 +275,11 @@ class SamplesDivided(Divided):
         self._bound(largest, of_rows, of_rows if self.symmetric else of_columns)
 
     def _collect_parts(self) -> None:
-        processes = self._processes
-        filled = processes.gather(list(self._filled))
+        filled, traces = zip(*self._processes.gather((list(self._filled), self.layer_traces)), strict=True)
         for matrix in self._matrices:
-            mine = [matrix[a:b, c:d].flatten() for a, b, c, d in self._filled]
-            found = processes.gather_numbers(torch.cat(mine) if mine else matrix.new_empty(0))
-            for rank, (blocks_of_one, numbers) in enumerate(zip(filled, found, strict=True)):
-                parts = iter(torch.split(numbers, [(b - a) * (d - c) for a, b, c, d in blocks_of_one]))
-                for a, b, c, d in blocks_of_one if rank != processes.rank else ():
-                    matrix[a:b, c:d] = next(parts).view(b - a, d - c)
-        self._add_traces()
+            if self._summed:
+                self._processes.add(matrix)
+            else:
+                self._processes.share_blocks(matrix, filled)
+        self._additions += self._processes.world if self._summed else 0
+        self._add_traces(traces)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_conv.kernels.engine.factors import Factor, RowsFactor
 from lightning_conv.kernels.products.precision import Precision, product_gamma
 from lightning_conv.kernels.reading.recording import LayerCall
-from lightning_conv.kernels.reading.sites import Site, site_inputs
+from lightning_conv.kernels.reading.sites import Site, own_arguments, site_inputs
 from lightning_conv.linalg.rounding import gamma as gamma_k
 
 
@@ -41,17 +41,29 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Piece:
-    """The calls of a site on one tile of samples, or its inputs A themselves, (t, R, in)."""
+    """The calls of a site on one tile of samples; with ``own`` that of other samples, or with ``given`` their A, (t, R, in)."""
 
     rows: slice
     calls: Mapping[int, LayerCall]
+    own: Sequence[Tensor] | None = None
     given: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """The number t of samples."""
+        return int(self.rows.stop - self.rows.start)
 
     def inputs(self, site: Site) -> Tensor:
         """Return A, (t, R, in)."""
-        if self.given is not None:
-            return self.given
-        return site_inputs(site, self.calls, self.rows.stop - self.rows.start)[:, :, 0]
+        return site_inputs(site, self.calls, self.count, self.own)[:, :, 0] if self.given is None else self.given
+
+    def arguments(self, site: Site) -> Sequence[Tensor]:
+        """Return the arguments from which A follows, (t, ...) each."""
+        return own_arguments(site, self.calls, self.count) if self.own is None else self.own
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces))
 
 
 class FormedFactor(Factor):
@@ -81,15 +93,46 @@ class FormedFactor(Factor):
         """True, since m_i = |g_i|."""
         return True
 
+    @property
+    def _by_arguments(self) -> bool:
+        """Whether the layer's inputs are smaller than A, as nearly always, and are sent to other processes in its place."""
+        first = self.pieces[0]
+        if first.given is not None:
+            return False
+        arguments = first.arguments(self.site)
+        numbers = sum(each.numel() for each in arguments)
+        return bool(arguments) and numbers <= first.count * self.site.positions * self.site.inputs
+
     def tensors(self) -> list[Tensor]:
-        """Return A, which is recomputed, and B."""
-        return [torch.cat([piece.inputs(self.site) for piece in self.pieces]), self.gradients]
+        """Return the layer's inputs, from which A follows, or A itself, and B."""
+        if self._by_arguments:
+            found = zip(*(piece.arguments(self.site) for piece in self.pieces), strict=True)
+            return [*map(_joined, found), self.gradients]
+        return [_joined([piece.inputs(self.site) for piece in self.pieces]), self.gradients]
 
     def of_tensors(self, tensors: Sequence[Tensor]) -> FormedFactor:
         """See ``Factor``."""
-        inputs, gradients = tensors
-        piece = Piece(slice(0, len(inputs)), {}, inputs)
-        return FormedFactor(self.site, [piece], gradients, self.workspace, trace=self.trace)
+        return self.joined([tensors])
+
+    def of_channels(self, channels: slice) -> list[Tensor]:
+        """Return what ``tensors`` does, with some of the output channels of B only."""
+        *inputs, gradients = self.tensors()
+        return [*inputs, gradients[..., channels]]
+
+    def joined(self, parts: Sequence[Sequence[Tensor]]) -> FormedFactor:
+        """Return a factor of the same site on the samples of all ``parts``, one after the other.
+
+        Args:
+            parts: what ``of_channels`` returns for factors of this site, for the same channels, of which there is one or more.
+        """
+        calls, by_arguments = self.pieces[0].calls, self._by_arguments
+        pieces: list[Piece] = []
+        start = 0
+        for *inputs, gradients in parts:
+            rows = slice(start, start + len(gradients))
+            pieces.append(Piece(rows, calls, own=inputs) if by_arguments else Piece(rows, calls, given=inputs[0]))
+            start = rows.stop
+        return FormedFactor(self.site, pieces, _joined([part[-1] for part in parts]), self.workspace, trace=self.trace)
 
     def form(self, first: int, number: int) -> RowsFactor:
         """Form the gradients of channels ``first`` to ``first + step`` for all samples."""

@@ -28,7 +28,7 @@ def kernel_of(
 ) -> KernelSum:
     """Compute the kernel of these combinations of the outputs, divided among the processes."""
     if task.couples:
-        return coupled_kernel(task, rows, report)
+        return coupled_kernel(task, rows, report, processes)
     divided = task.plan.division
     if processes is None or divided is None:
         return Engine(task, rows, columns, report).run()

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_conv.kernels.planning.sizes import MIRRORED
 from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.inputs import Inputs, sample_count
-
-MIRRORED = 512
-"""Number of rows that are copied to the other triangle at a time."""
 
 
 @dataclass(frozen=True)

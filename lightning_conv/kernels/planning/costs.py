@@ -62,11 +62,11 @@ class Contribution:
     fixed_bytes: int  # per sample, kept until its products are done: what does not depend on the outputs
     output_bytes: int  # per sample and output
     formed_late: bool = False  # per-sample gradients are formed when they are multiplied, and A and B kept instead
-    patch_bytes: int = 0  # per sample, of A where it is formed late: another process gets it as it is
+    patch_bytes: int = 0  # per sample, of A where it is formed late: it is sent where the layer's input is larger
 
     def sent_bytes(self, outputs: int) -> int:
         """Return the bytes that another process gets of one sample and this many outputs."""
-        return (self.patch_bytes or self.fixed_bytes) + outputs * self.output_bytes
+        return min(self.patch_bytes or self.fixed_bytes, self.fixed_bytes) + outputs * self.output_bytes
 
     def kept_bytes(self, outputs: int) -> int:
         """Return the bytes that are kept for one sample and this many outputs."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from lightning_conv.kernels.planning.costs import Contribution, Problem
+from lightning_conv.kernels.planning.sizes import MIRRORED
 
 By: TypeAlias = Literal["outputs", "samples"]
 
@@ -43,7 +44,8 @@ def division(found: Sequence[Contribution], problem: Problem, network: tuple[flo
 
     By outputs the forward passes and what the products have of the inputs alone are repeated in each process, and n x m numbers in float64
     are added up. By samples everything is divided, each process sends its factors to half of the others (to all others where there are
-    two sets of samples), and then its blocks of the matrix to all.
+    two sets of samples), and then its blocks of the matrix to all. Of gradients that are formed late each gets a share of the channels, and
+    the matrices are added up.
 
     Args:
         found: The contributions of the plan.
@@ -58,13 +60,21 @@ def division(found: Sequence[Contribution], problem: Problem, network: tuple[flo
     passes = problem.rows * (forward + problem.outputs * backward)
     products = sum(each.flops for each in found)
     total = passes + products
-    partners = processes // 2 if problem.others is None else processes - 1
-    factors = sum(each.sent_bytes(problem.outputs) for each in found) * columns // processes
+    symmetric = problem.others is None
+    # By pairs: of the last one of an even number one process sends all and the other one half.
+    partners = processes // 2 if symmetric else processes - 1
+    late = [each for each in found if symmetric and each.formed_late]  # their channels are divided
+    factors = sum(each.sent_bytes(problem.outputs) for each in found if each not in late) * columns // processes
+    channels = sum(each.sent_bytes(0) + problem.outputs * each.output_bytes // processes for each in late) * (
+        columns // processes
+    )
     mine = problem.samples * columns // processes
-    if problem.others is None:  # half of the matrix, and the other triangle of the process's own block
-        mine = mine // 2 + problem.samples**2 // processes**2 // 2
-    blocks = 8 * (processes - 1) * mine * stride**2
-    by_samples = Division("samples", processes, blocks + partners * factors, 1 / processes)
+    if symmetric:  # half of the matrix, and the corners of the strips of the process's own block
+        own = problem.samples // processes
+        mine = mine // 2 + own * min(MIRRORED, own) // 2
+    blocks = added if late else 8 * (processes - 1) * mine * stride**2
+    travelling = partners * factors + (processes - 1) * channels
+    by_samples = Division("samples", processes, blocks + travelling, 1 / processes)
     if not problem.trace or problem.outputs < processes:
         return by_samples
     largest = -(-problem.outputs // processes) / problem.outputs

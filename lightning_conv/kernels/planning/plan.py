@@ -24,9 +24,10 @@ from lightning_conv.kernels.planning.passes import Cutter, Pass
 from lightning_conv.kernels.planning.sizes import product_bytes, sample_sizes, tile_sizes, workspace_bytes
 from lightning_conv.kernels.planning.strips import strip_cost, strip_count
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.kernels.reading.anatomy import Anatomy
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy
 from lightning_conv.machine.gemm import calibrated
 from lightning_conv.machine.memory import allowed_memory, mebibytes
+from lightning_conv.networks.narrow_watch import FEW
 
 BUFFERS = 8 * 2**20
 """Bytes that the libraries of matrix products and the allocator keep for themselves (an eighth of the allowed memory
@@ -40,7 +41,12 @@ FORMED_ENTRY = 300
 (measured: 290-400)."""
 
 MEASURING = 12
-"""Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision."""
+"""Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision.
+Those of a large network are timed."""
+
+CONTRACTED_ENTRY = 1500
+"""Flops of a matrix product that take as long as an entry of the combinations, which is scaled for its pass and counted in a norm
+(measured: 900 in float64, 2,000 in float32)."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ def make_plan(
     device: torch.device,
     couples: bool = False,
     reading_seconds: float = 0.0,
+    staging_seconds: float = 0.0,
     general: PassCost | None = None,
     measured: int = 0,
     copies: int = 0,
@@ -156,6 +163,7 @@ def make_plan(
         couples: whether the samples couple. The rows of J then come from backward passes over the whole batch, and
             ``coupled_gram`` cuts the work itself.
         reading_seconds: seconds that it took to find ``anatomy``.
+        staging_seconds: seconds that it took to copy the model and to try the copy, which every call does.
         general: cost of a pass for the parameters without a layer rule: for one sample or, where samples couple, for
             all.
         measured: number of samples on which the rounding of contracted rows is measured at the end.
@@ -208,14 +216,18 @@ def make_plan(
         seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
     seconds += slower * products / (EFFICIENCY * rate)
-    forward_seconds = network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
+    each = MEASURING * network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
     if anatomy.is_large and not couples:
         # What was timed counts the layers without trainable parameters, too, which have no rule.
-        seconds += sum(_pass_seconds(each, anatomy, problem, general) for each in passes)
-        forward_seconds = anatomy.forward_seconds
+        seconds += sum(_pass_seconds(one, anatomy, problem, general) for one in passes)
+        each = MEASURING * anatomy.forward_seconds if anatomy.alone is None else anatomy.alone.measuring
+        if anatomy.alone is not None and anatomy.alone.outside:
+            seconds += 2 * min(FEW, problem.samples) * anatomy.forward_seconds / repeats
     elif not couples:
         seconds += slower * flops / (EFFICIENCY * rate)
-    seconds += measured * MEASURING * forward_seconds
+    if measured:
+        each += CONTRACTED_ENTRY * problem.rows * anatomy.outputs / measured / (EFFICIENCY * rate)
+    seconds += measured * each
     measuring = result + copies + measured * measuring_bytes(anatomy) if measured else 0
     return NTKPlan(
         problem=problem,
@@ -228,7 +240,7 @@ def make_plan(
         bytes=max(result + temporary + peak, measuring, anatomy.reading_bytes),
         result_bytes=result,
         reading_bytes=anatomy.reading_bytes,
-        seconds=reading_seconds + repeats * seconds,
+        seconds=reading_seconds + staging_seconds + repeats * seconds,
         reading_seconds=reading_seconds,
         max_memory=allowed,
         parameters=anatomy.parameters,
@@ -258,13 +270,16 @@ def _pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCos
 
 def _pass_seconds(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
     """Return the duration of the network's part of a pass from that of the passes that were timed when it was read."""
-    backward = anatomy.backward_seconds
+    forward, backward = anatomy.forward_seconds, anatomy.backward_seconds
+    if anatomy.alone is not None:
+        # Between a sample by itself and as many as were read together, of which more are hardly faster.
+        together = min(1.0, (each.tile - 1) / (READ_SAMPLES - 1))
+        forward = together * forward + (1 - together) * anatomy.alone.forward
+        backward = together * backward + (1 - together) * anatomy.alone.backward
     if each.general:
         assert general is not None
         backward = general.backward_seconds
-    return samples_passed(problem, each.rows) * (
-        anatomy.forward_seconds + (each.outputs[1] - each.outputs[0]) * backward
-    )
+    return samples_passed(problem, each.rows) * (forward + (each.outputs[1] - each.outputs[0]) * backward)
 
 
 def _formed_entries(each: Pass, found: Sequence[Contribution], problem: Problem) -> float:

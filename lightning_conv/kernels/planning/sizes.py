@@ -114,3 +114,7 @@ def tile_sizes(sizes: SampleSizes, problem: Problem, budget: int) -> tuple[int, 
     # Tiles of equal size: even a small last tile costs a full pass through the network.
     count = -(-problem.rows // max(1, fit))
     return -(-problem.rows // count), at_once
+
+
+MIRRORED = 512
+"""Number of rows that are copied to the other triangle of a symmetric matrix at a time."""

@@ -8,7 +8,8 @@ import torch
 
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.reading.anatomy import Anatomy
-from lightning_conv.kernels.reading.coupling import AT_ONCE, ENDS, compared_outputs, require_own_outputs
+from lightning_conv.kernels.reading.coupling import AT_ONCE, ENDS, require_own_outputs
+from lightning_conv.kernels.reading.drawn_outputs import compared_outputs
 from lightning_conv.machine.memory import allowed_memory, blocks
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count

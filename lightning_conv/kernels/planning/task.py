@@ -76,16 +76,17 @@ class Task:
         remeasure: bool = False,
         processes: Processes | None = None,
     ) -> None:
-        self.request, self._processes = request, processes
+        self.request, self._processes, self._staging_seconds = request, processes, stage.seconds
         for each in (inputs, inputs2):
             if each is not None:
                 sample_count(each)
-                require_float_inputs(each)
         given = checked_sets(inputs, inputs2, cotangents, cotangents2)
         self.module = stage.stateless(dtype=request.dtype, batch_norm=request.batch_norm, statistics_of=inputs)
         self.names = parameter_names(self.module, parameters)
         self.inputs = self.module.convert(inputs)
         self.others = None if inputs2 is None else self.module.convert(inputs2)
+        for each in self._sets:
+            require_float_inputs(each, partial(self.module.outputs, {}, each))
         self.couples = request.batch_norm == "batch"
         if self.couples and inputs2 is not None:
             raise ValueError(
@@ -95,7 +96,8 @@ class Task:
         start = time.perf_counter()
         self.anatomy = self._read(by_gradients=remeasure) if plan is None else plan.reading
         if plan is not None and remeasure:
-            self.anatomy = rounded_again(self.anatomy, self.module, self.inputs)
+            share = None if processes is None or self.couples else processes.share
+            self.anatomy = rounded_again(self.anatomy, self.module, self.inputs, share)
         if not self.couples:  # a network whose samples couple is read on all of them
             allowed = allowed_memory(request.max_memory, self.module.device)
             self.anatomy = with_late_parameters(self.anatomy, self.module, self._sets, allowed)
@@ -148,8 +150,7 @@ class Task:
         if self.couples:
             return require_repeatable(self.module, self.inputs)
         sets = self._sets
-        if self._processes is not None and self.plan.division is not None and self.plan.division.by == "samples":
-            # Each looks at the samples that it passes through the network.
+        if self._processes is not None and self.plan.division is not None:  # each looks at a share of the samples
             sets = [take(each, self._processes.share(sample_count(each))) for each in sets]
         if (few := reading_samples(self.inputs, self.others)) is not self.inputs:
             sets.append(few)
@@ -209,6 +210,7 @@ class Task:
             device=self.module.device,
             couples=self.couples,
             reading_seconds=self._reading_seconds,
+            staging_seconds=self._staging_seconds,
             general=self._general,
             measured=self._measured if self.contracts and not self.couples else 0,
             copies=reading_bytes(self.module, self.names),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,6 @@ class JacobianMap:
     ) -> None:
         self.n_samples = sample_count(inputs)
         self.couples = batch_norm == "batch"
-        require_float_inputs(inputs)
         asked, cure = (
             ("dtype: torch.float64", "use dtype=None or remove the cast") if dtype else ("dtype: None", OWN_TYPE)
         )
@@ -67,6 +67,7 @@ class JacobianMap:
             self.module.parameters = {name: tensor.clone() for name, tensor in self.module.parameters.items()}
             self.names = parameter_names(self.module, parameters)
             self.inputs = self.module.convert(inputs)
+            require_float_inputs(self.inputs, partial(self.module.outputs, {}, self.inputs))
             few = self.few
             budget = memory_budget(max_memory, self.module.device, 0)
             graph = graph_size(self.module, self.names, few, limit=budget)

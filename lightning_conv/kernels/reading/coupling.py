@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from lightning_conv.kernels.reading.alone import change_alone
+from lightning_conv.kernels.reading.drawn_outputs import drawn_outputs
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import StatelessModule
@@ -26,8 +28,6 @@ AT_ONCE = 2**22
 """Numbers of the outputs that are compared at once."""
 CAST_ROUNDINGS = 8
 """Relative change, in units of the roundoff of a narrower type in which the forward computes, that is never refused."""
-LEAST = 2**16
-"""Outputs of a sample that are compared whatever room there is (all of them where there are fewer)."""
 ENDS = 2
 """Samples at either end whose gradients are compared."""
 
@@ -47,10 +47,11 @@ def require_own_outputs(
 ) -> Narrowing | None:
     r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
 
-    The kernel of a pair of samples would then not be defined. All n samples are evaluated together, and once more in reverse order,
-    without the first one, the first one alone, in groups of neighbours i // g and in groups of i mod g, where g is the integer part
-    of the square root of n, and in the batches of the engine. Two samples that share a group in one of the two ways do not in the
-    other, so every pair is separated at least once. Each way has another seed.
+    The kernel of a pair of samples would then not be defined. All n samples are evaluated together, in the batches of the engine, each
+    by itself (``outputs_alone``), and some in batches of two and three. Where they cannot be evaluated by themselves, or differ, all are
+    evaluated in reverse order, without the first one, the first one alone, in groups of neighbours i // g and in groups of i mod g, where
+    g is the integer part of the square root of n. Two samples that share a group in one of the two ways do not in the other, so every
+    pair is separated at least once. Each way has another seed.
 
     A change is refused above sqrt(eps) of the largest output, or 8 times the unit roundoff of the type ``coarse``. In float64 a smaller
     one makes the kernel uncertified, unless it is
@@ -83,12 +84,15 @@ def require_own_outputs(
     Raises:
         ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
-    Cost: five forwards of the n samples without a graph, in 2 sqrt(n) + 4 batches, and one for each of ``cuts``; the memory of their
-    outputs (of those that are compared) and of those of one batch; a copy of the parameters in float32; with ``gradients`` five
-    gradients of eight samples in all, two of them kept.
+    Cost: two forwards of the n samples without a graph, or five in 2 sqrt(n) + 4 batches where samples cannot be evaluated by
+    themselves, and one for each of ``cuts``; the memory of their outputs (of those that are compared) and of those of one batch; a copy
+    of the parameters in float32; with ``gradients`` five gradients of eight samples in all, two of them kept.
     """
     samples, ways = sample_count(inputs), 0
-    columns = None if compared is None else _drawn(module, inputs, compared)
+    columns = None if compared is None else drawn_outputs(module, inputs, compared)
+
+    def narrowed(found: Tensor) -> Tensor:
+        return found if columns is None else found[:, columns.to(found.device)]
 
     def evaluated(groups: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield samples with their outputs, one batch after the other."""
@@ -99,8 +103,7 @@ def require_own_outputs(
             for cut in blocks(len(group), rows):
                 # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
                 given = arranged(_taken(inputs, group[cut].to(module.device)))
-                found = module.outputs({}, given).detach()
-                yield group[cut], found if columns is None else found[:, columns.to(found.device)]
+                yield group[cut], narrowed(module.outputs({}, given).detach())
 
     order, group = torch.arange(samples), isqrt(samples)
     whole = _together(evaluated([order]), samples)
@@ -111,19 +114,27 @@ def require_own_outputs(
         changes = [judge.change_of_rows(found, whole, chosen) for chosen, found in evaluated(groups)]
         judge.take(max(changes), f"outputs {whose}", when)
 
-    compare([order[:1]], "of the first sample", "when the rest of the batch is added")
-    if samples > 1:
-        compare([order.flip(0)], "of a sample", "with the order of the batch")
-        compare([order[1:]], "of the other samples", "when the first sample is left out")
-        neighbours = [order[cut] for cut in blocks(samples, group)]
-        compare(neighbours, "of a sample", "when its batch is a part of the samples")
-    if group > 1:
-        strided = [order[start::group] for start in range(group)]
-        compare(strided, "of a sample", "when its batch is every few samples")
     for cut in {tuple((each.start, each.stop) for each in cut) for cut in cuts}:
         if len(cut) > 1:
             parts = [order[start:stop] for start, stop in cut]
             compare(parts, "of a sample", "when its batch is a part of the samples")
+    for few in (2, 3):
+        if few < samples:  # a forward may ask for their number, whether it is even, for instance
+            compare([order[:few]], f"of the first {few} samples", "when the rest of the batch is added")
+    if not judge.is_rounding(
+        change_alone(
+            lambda few, found: judge.change_of_rows(narrowed(found), whole, few), module, inputs, rows, arranged
+        )
+    ):
+        compare([order[:1]], "of the first sample", "when the rest of the batch is added")
+        if samples > 1:
+            compare([order.flip(0)], "of a sample", "with the order of the batch")
+            compare([order[1:]], "of the other samples", "when the first sample is left out")
+            neighbours = [order[cut] for cut in blocks(samples, group)]
+            compare(neighbours, "of a sample", "when its batch is a part of the samples")
+        if group > 1:
+            strided = [order[start::group] for start in range(group)]
+            compare(strided, "of a sample", "when its batch is every few samples")
     ends = torch.tensor(sorted({*range(min(ENDS, samples)), *range(max(0, samples - ENDS), samples)}))
     if gradients and 1 < len(ends) <= rows:
         together, *alone = [
@@ -204,6 +215,10 @@ class _Judge:
         """Return the largest change of the outputs of the ``chosen`` samples against their rows of ``whole``."""
         return max(self.change(found[cut], whole[chosen[cut].to(whole.device)]) for cut in _few_rows(found))
 
+    def is_rounding(self, change: float) -> bool:
+        """Return whether a change would be neither refused nor noted."""
+        return bool(change <= min(self._rounding, self.refused))
+
     def take(self, change: float, what: str, when: str) -> None:
         """Refuse a relative change above sqrt(eps), and note one above rounding.
 
@@ -223,30 +238,6 @@ class _Judge:
         if change > self._rounding and (self.found is None or change > self.found.unit):
             said = f"changes the {what} by {change:.1e} (relative) {when}, more than rounding explains"
             self.found = Narrowing("the network", said, "samples couple or the forward is random", None, change)
-
-
-def compared_outputs(outputs: int, samples: int, width: int, room: float) -> int | None:
-    """Return how many of the outputs of each sample are compared, so that those of all samples fit; None: all of them.
-
-    Args:
-        outputs: number of outputs of a sample.
-        samples: number of samples.
-        width: bytes of a number.
-        room: bytes that they may take.
-    """
-    fit = max(LEAST, int(room) // max(1, samples * width))
-    return None if outputs <= fit else fit
-
-
-def _drawn(module: StatelessModule, inputs: Inputs, compared: int) -> Tensor | None:
-    """Return the numbers of outputs that are drawn, in order; None: there are no more than that."""
-    outputs = module.outputs({}, take(inputs, slice(1))).shape[1]
-    if outputs <= compared:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    # One of each of so many equal parts, so that they cover all positions and words without a permutation of all outputs.
-    parts = torch.arange(compared, dtype=torch.float64) + torch.rand(compared, generator=generator, dtype=torch.float64)
-    return (parts * (outputs / compared)).long().clamp_(max=outputs - 1)
 
 
 def _few_rows(outputs: Tensor) -> list[slice]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from lightning_conv.arguments import described
 from lightning_conv.networks.evaluation import StatelessModule
 
 
@@ -18,6 +19,7 @@ def parameter_names(module: StatelessModule, asked: Sequence[str] | str | None) 
             is frozen for LoRA.
 
     Raises:
+        TypeError: ``asked`` has something else than strings.
         ValueError: ``asked`` is empty, a name or pattern matches nothing, or no parameter requires a gradient.
     """
     if asked is None or asked == "requires_grad":
@@ -37,9 +39,12 @@ def matching_names(known: Mapping[str, str], asked: Sequence[str] | str) -> tupl
         asked: names or shell patterns, see ``parameter_names``.
 
     Raises:
+        TypeError: ``asked`` has something else than strings.
         ValueError: ``asked`` is empty, or a name or pattern matches nothing.
     """
-    patterns = [asked] if isinstance(asked, str) else list(asked)
+    patterns = [asked] if isinstance(asked, str) else list(asked) if isinstance(asked, Iterable) else [asked]
+    if not all(isinstance(each, str) for each in patterns):
+        raise TypeError(f"parameters: {described(asked)}; need names of parameters, or patterns such as 'encoder.*'")
     matches = {pattern: {name for name in known if _matches(name, pattern)} for pattern in patterns}
     unmatched = [pattern for pattern, names in matches.items() if not names]
     if unmatched or not patterns:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from lightning_conv.networks.inputs import Inputs, input_tensors, map_inputs
+
+
+class NotFiniteSamplesError(ValueError):
+    """Samples contain NaN or infinity."""
 
 
 def bytes_by_storage(inputs: Inputs) -> dict[int, int]:
@@ -41,16 +45,25 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def require_float_inputs(inputs: Inputs) -> None:
-    """Refuse inputs with NaN or infinity before anything is computed.
+def require_float_inputs(inputs: Inputs, outputs: Callable[[], Tensor] | None = None) -> None:
+    """Refuse inputs with NaN or infinity, unless the network takes them for something it knows, such as missing values.
+
+    Args:
+        inputs: The samples.
+        outputs: Evaluates the network on them, only where a number is not finite; outputs that are finite show that it knows them. None:
+            such numbers are refused.
 
     Raises:
-        ValueError: an input contains NaN or infinity.
+        NotFiniteSamplesError: An input contains NaN or infinity, and the outputs do, too.
     """
     for position, tensor in enumerate(input_tensors(inputs)):
         # A finite sum proves that all numbers are finite; the converse fails, as the sum may overflow.
         suspect = tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum()))
         if suspect and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
+            if outputs is not None:
+                with torch.no_grad():
+                    if bool(torch.isfinite(outputs()).all()):
+                        return
+            raise NotFiniteSamplesError(
                 f"inputs: tensor {position} of shape {tuple(tensor.shape)} contains NaN or infinity; clean the samples"
             )

@@ -160,12 +160,40 @@ def site_rows(
     return total
 
 
-def site_inputs(site: Site, calls: Mapping[int, LayerCall] | Sequence[LayerCall], samples: int) -> Tensor:
-    """Return A, (n, R, groups, in), with the positions of all uses one after the other; for an embedding words, (n, R)."""
+def own_arguments(site: Site, calls: Mapping[int, LayerCall], samples: int) -> list[Tensor]:
+    """Return what the samples have of the arguments of all uses, (n, ...) each: A follows from it by ``site_inputs``."""
+    return [
+        use.axis.to_front(tensor, samples)
+        for use in site.uses
+        for name, tensor in calls[use.call].sampled.items()
+        if name not in calls[use.call].names
+    ]
+
+
+def site_inputs(
+    site: Site,
+    calls: Mapping[int, LayerCall] | Sequence[LayerCall],
+    samples: int,
+    own: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Return A, (n, R, groups, in), with the positions of all uses one after the other; for an embedding words, (n, R).
+
+    Args:
+        site: the site.
+        calls: the recorded calls.
+        samples: n.
+        own: ``own_arguments`` of other samples, of which A is returned instead; None: those of the calls.
+    """
     parts = []
+    others = None if own is None else iter(own)
     for use in site.uses:
-        rule = calls[use.call].rule
-        arguments, merged = arguments_by_sample(calls[use.call], use.axis, samples)
+        call, rule = calls[use.call], calls[use.call].rule
+        if others is None:
+            arguments, merged = arguments_by_sample(call, use.axis, samples)
+        else:
+            moved = {name: next(others) for name in call.sampled if name not in call.names}
+            merged = 1 if use.axis.order == "whole" else next(iter(moved.values())).shape[1]
+            arguments = {**call.arguments, **{name: _batch(each, use.axis) for name, each in moved.items()}}
         if isinstance(rule, EmbeddingRule):
             factor = rule.tokens(arguments)
         else:

@@ -83,6 +83,10 @@ def step(make_trainer, make_regression):
     run("whole", switch_at=5)
     run("from_1", "whole/step=4.ckpt", switch_at=5)
     run("from_2", "whole/step=8.ckpt", switch_at=5)
+    with pytest.MonkeyPatch.context() as patch:  # in tiles of five samples, divided among the ranks
+        patch.setattr("lightning_conv.expressivity.certify.HELD_UP_TO", 4)
+        patch.setattr("lightning_conv.expressivity.plan.TILE", 5)
+        run("in_tiles", switch_at=5)
     return run.found
 
 
@@ -170,6 +174,11 @@ def test_two_ranks_end_with_the_weights_of_one_process_on_the_same_batches_and_r
         [entry["loss"] for entry in guard.history], abs=1e-6
     )
     assert (whole[0]["verdict"], whole[1]["verdict"]) == ("certified", "certified")
+    for tiles, held in zip(found["in_tiles"], whole, strict=True):
+        assert same(tiles["weights"], held["weights"])
+        assert tiles["verdict"] == "certified"
+        assert tiles["sigma_min"] == pytest.approx(held["sigma_min"], rel=1e-2)
+        assert tiles["sigma_min"] != held["sigma_min"]  # another method
     for start in ("from_1", "from_2"):
         for resumed, uninterrupted in zip(found[start], whole, strict=True):
             assert same(resumed["weights"], uninterrupted["weights"]), start

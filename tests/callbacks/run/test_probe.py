@@ -12,7 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_conv import ntk_gram
-from lightning_conv.callbacks import KernelStability, LambdaMin, Probe
+from lightning_conv.callbacks import ConvergenceCriteria, ConvergenceReport, KernelStability, LambdaMin, Probe
 from lightning_conv.callbacks.run.data.batch import take_inputs, take_targets
 from lightning_conv.kernels.products.precision import PRECISIONS
 
@@ -286,6 +286,12 @@ def test_a_tied_weight_is_found_by_each_of_its_names(pattern):
         ({"forward_fn": "forward"}, "forward_fn='forward'; need a function"),
         ({"input_fn": 0}, "input_fn=0; need a function"),
         ({"target_fn": "y"}, "target_fn='y'; need a function"),
+        ({"parameters": 3}, "parameters=3; need names or patterns"),
+        ({"seed": 1.5}, r"seed: 1\.5 \(float\); need a whole number"),
+        ({"inputs": "x"}, "inputs: expected a tensor, a tuple or a mapping of tensors, got str"),
+        ({"inputs": torch.ones(4, 2).to_sparse()}, "inputs: tensor 0 is sparse_coo; need dense tensors"),
+        ({"targets": torch.ones(4)}, r"targets=a tensor of shape \(4,\); need a tensor with one row for each"),
+        ({"inputs": torch.ones(4, 2), "targets": [1, 2, 3, 4]}, r"targets=.*; need a tensor with one row for each"),
     ],
 )
 def test_wrong_types_are_refused_by_name_and_value(options, said):
@@ -303,9 +309,23 @@ def test_a_monitor_refuses_what_is_no_probe(probe):
 
 def test_a_loss_that_is_no_function_is_refused_before_training(make_trainer, make_module, make_loader):
     module = make_module()
-    with pytest.raises(MisconfigurationException, match="LambdaMin: loss_fn='mse'; need loss_fn"):
+    with pytest.raises(MisconfigurationException, match=r"LambdaMin: loss_fn: 'mse' \(str\) cannot be called; need"):
         make_trainer([LambdaMin(32, loss_fn="mse")], max_epochs=1).fit(module, make_loader())
     assert module.losses == []
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: ConvergenceReport(folder=3), r"ConvergenceReport: folder: 3 \(int\); need a path"),
+        (lambda: ConvergenceReport(name=3), r"ConvergenceReport: name: 3 \(int\); need the name of the files"),
+        (lambda: ConvergenceReport(html="no"), r"ConvergenceReport: html: 'no' \(str\); need True or False"),
+        (lambda: ConvergenceCriteria(radius="x"), r"radius: 'x' \(str\); need a finite number above 0, or None"),
+    ],
+)
+def test_settings_of_another_type(made, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        made()
 
 
 @pytest.mark.parametrize("change", ["data", "in place", "statistics"])

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from lightning_conv.health.findings.of_step import finding_of_noise, finding_of_rise, finding_of_stability
+from lightning_conv.health.findings.of_step import (
+    finding_of_noise,
+    finding_of_rise,
+    finding_of_stability,
+    of_small_batches,
+)
 from lightning_conv.health.kernel.gradient_noise import NoiseScale, gradient_noise, noise_scale
 from lightning_conv.health.step.course import LossCourse, StabilityCourse, StabilityReading
 from lightning_conv.health.step.rise_cause import cause_of_rise
@@ -193,3 +199,25 @@ def test_a_rise_names_the_least_loss_and_the_reading_that_it_is_judged_by():
         "The loss rose 589-fold by step 192 (its least was 1.59, at step 0) while the step was 0.148 of its limit at step 0, "
         "the last reading before it, so the cause is open."
     )
+
+
+def test_a_ratio_of_many_samples_says_so_to_steps_on_few():
+    course = StabilityCourse.begin(StabilityReading(0, 0.1, 0.11, 0.5))
+    found = finding_of_stability(course)
+    assert of_small_batches(found, 64, 9) == found
+    said = of_small_batches(found, 64, 8)
+    assert said.sentence.endswith("That is of 64 samples together, not of batches of 8, whose curvature may be larger.")
+    assert replace(said, sentence=found.sentence) == found
+    assert "not of single samples, whose" in of_small_batches(found, 64, 1).sentence
+    other = replace(found, name="units")
+    assert of_small_batches(other, 64, 1) == other
+
+
+def test_steps_on_single_samples_diverge_far_below_the_edge():
+    inputs, weights = math.sqrt(1.5) * torch.eye(64, dtype=torch.float64), torch.ones(64, dtype=torch.float64)
+    curvature = 2 / 64 * torch.linalg.eigvalsh(inputs.T @ inputs)[-1]  # of the mean of (x w)^2
+    rate = 1.0
+    assert rate * curvature / 2 < 0.03
+    for each in 10 * list(inputs):
+        weights -= rate * 2 * (each @ weights) * each
+    assert (inputs @ weights).square().mean() > 1e5

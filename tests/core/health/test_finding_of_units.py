@@ -43,6 +43,15 @@ def test_a_dead_layer(since, constant, level):
     assert found.value == 1.0
 
 
+@pytest.mark.parametrize(("constant", "level"), [(True, "warning"), (False, "notice")])
+def test_a_layer_that_went_out_in_training(constant, level):
+    layers = unit_activity(network(-50.0), X)
+    found = finding_of_units(layers, samples=32, step=8, were_on=True, outputs_constant=constant)
+    assert found.level == level
+    assert ("at an earlier measurement they were not out" in found.sentence) == constant
+    assert bool(found.advice) == constant
+
+
 def test_a_saturated_layer():
     found = finding_of_units(unit_activity(network(50.0, nn.Tanh), X), samples=32, step=8, since=0)
     assert found.level == "warning"

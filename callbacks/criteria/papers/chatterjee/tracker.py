@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_conv.arguments import require_number
 from lightning_conv.callbacks.criteria.papers.chatterjee.ball import (
     BallSearch,
     ProbeLandscape,
@@ -49,8 +50,11 @@ class ChatterjeeTracker(CriteriaTracker):
     hypotheses = frozenset({"independent_inputs"})
 
     def __init__(self, radius: float | None = None) -> None:
-        if radius is not None and not 0 < radius < math.inf:
-            raise MisconfigurationException(f"radius: {radius}; need a positive number, or None to search nothing")
+        if radius is not None:
+            try:
+                require_number("radius", radius, above=0)
+            except (TypeError, ValueError) as error:
+                raise MisconfigurationException(f"{error}, or None to search nothing") from error
         self.radius = radius
         self._certificate: StartCertificate | None = None
         self._ball: BallSearch | None = None

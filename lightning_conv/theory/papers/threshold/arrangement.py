@@ -116,7 +116,7 @@ def _direction(rows: NDArray[np.float64], bits: list[int], margin: float) -> NDA
         from scipy.optimize import linprog
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'arrangement_patterns solves linear programs with scipy, which is not installed; run: pip install "lightning-conv[recipes]"'
+            "arrangement_patterns solves linear programs with scipy, which is not installed; run: pip install scipy"
         ) from error
     sides = np.where(np.array(bits) == 1, -1.0, 1.0)
     bounds = np.where(np.array(bits) == 1, -margin, -1.0)

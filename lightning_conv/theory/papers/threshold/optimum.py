@@ -70,7 +70,7 @@ def solve_threshold_network(
         from sklearn.linear_model import Lasso
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'solve_threshold_network uses scikit-learn, which is not installed; run: pip install "lightning-conv[recipes]"'
+            "solve_threshold_network uses scikit-learn, which is not installed; run: pip install scikit-learn"
         ) from error
     matrix, y = patterns.detach().cpu().double(), targets.detach().cpu().double()
     # scikit-learn has 1 / (2 n) in front of the squares.

@@ -1,14 +1,12 @@
 """A kernel that is divided among 2 and 4 processes is that of one process; one that fails or lags is named, and none waits for ever."""
 
-import os
 import time
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from on_ranks import run
 from torch import nn
+from torch.distributed.algorithms.join import Join
 
 from lightning_conv import ntk_gram
 from lightning_conv.machine.processes import Processes, ProcessesError
@@ -92,32 +90,6 @@ def kernels(processes, by):
     return found
 
 
-def on_rank(rank, world, store, body, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=timedelta(seconds=60)
-    )
-    torch.save(body(rank, world), f"{folder}/{rank}.pt")
-    os._exit(0)  # a process that others have left is not waited for
-
-
-def run(world, body, folder: Path):
-    """Run a function in so many processes; return what each has returned."""
-    context = torch.multiprocessing.get_context("spawn")
-    made = [context.Process(target=on_rank, args=(r, world, folder / "store", body, folder)) for r in range(world)]
-    for each in made:
-        each.start()
-    latest = time.monotonic() + 200
-    for each in made:
-        each.join(max(0.1, latest - time.monotonic()))
-        if each.is_alive():
-            each.kill()
-    return [
-        torch.load(folder / f"{r}.pt", weights_only=False) if (folder / f"{r}.pt").exists() else None
-        for r in range(world)
-    ]
-
-
 def divided_kernels(rank, world):
     processes = Processes(30)
     return {by: kernels(processes, by) for by in ("samples", "outputs")}
@@ -189,3 +161,88 @@ def test_one_that_lags_is_named_and_nobody_waits_for_ever(tmp_path):
     assert "[ 1 ]" in said[0] or "rank 1" in said[0].lower() or "1" in said[0].split("(")[1]
     assert seconds < 20
     assert second is None or len(second[0]) == 2
+
+
+def one_has_fewer_steps(rank, world):
+    """Train under ``Join``, measuring at each step, where the first process has two steps more than the second one."""
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    ddp = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    processes, probe = Processes(3), torch.rand(6, 3, generator=torch.Generator().manual_seed(1))
+    begun, traces, failed = time.monotonic(), [], 0
+    with Join([ddp]):
+        for step in range(3 if rank else 5):
+            try:
+                traces.append(float(ntk_gram(net, probe, processes=processes).matrix.trace()))
+            except ProcessesError:
+                failed += 1
+            optimizer.zero_grad()
+            ddp(torch.rand(4, 3, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+    return traces, failed, time.monotonic() - begun, net.weight.detach()
+
+
+def test_under_join_a_process_with_more_steps_goes_on_without_the_kernel(tmp_path):
+    first, second = run(2, one_has_fewer_steps, tmp_path)
+    assert len(first[0]) == len(second[0]) == 3
+    assert first[0] == second[0]
+    assert (first[1], second[1]) == (2, 0)
+    assert first[2] < 60
+    assert torch.equal(first[3], second[3])
+
+
+def one_ends(rank, world):
+    model, words = network()
+    processes = Processes(20)
+    ntk_gram(model, words, processes=processes)
+    if rank == 1:
+        return "", 0.0  # the process ends
+    begun = time.monotonic()
+    with pytest.raises(ProcessesError) as said:
+        ntk_gram(model, words, processes=processes)
+    return str(said.value), time.monotonic() - begun
+
+
+def test_one_that_has_ended_is_not_waited_for_for_ever(tmp_path):
+    (said, seconds), _ = run(2, one_ends, tmp_path)
+    assert "process 0 of 2: another process has not answered within 20 s or has ended" in said
+    assert seconds < 60
+
+
+def with_late_gradients(rank, world):
+    """A convolution whose gradients are formed late, and the kernels of true batch statistics."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.Tanh(), nn.Conv2d(5, 7, 3), nn.Flatten(), nn.Linear(63, 2)
+    ).double()
+    images = torch.randn(9, 3, 5, 5, dtype=torch.float64)
+    processes = Processes(30) if world > 1 else None
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_conv.kernels.planning.division.BYTES_PER_FLOP", 1e9)  # by samples
+        for options in ({"outputs": "trace"}, {"outputs": "full"}, {"outputs": "sum", "per_layer": True}):
+            gram = ntk_gram(net, images, processes=processes, **options)
+            late = [each.formed_late for each in gram.plan.contributions]
+            found.append((gram.matrix, gram.floor, dict(gram.layer_traces), dict(gram.layer_matrices), any(late)))
+        for options in ({"outputs": "trace"}, {"outputs": "full", "per_layer": True}):
+            gram = ntk_gram(net, images, processes=processes, batch_norm="batch", precision="certified", **options)
+            found.append((gram.matrix, gram.floor, dict(gram.layer_traces), dict(gram.layer_matrices), False))
+    return found
+
+
+def test_late_gradients_are_divided_by_channels_and_coupled_ones_by_rows(tmp_path):
+    expected = with_late_gradients(0, 1)
+    assert any(late for *_, late in expected)
+    for world in (2, 4):
+        (folder := tmp_path / str(world)).mkdir()
+        for found in run(world, with_late_gradients, folder):
+            for (matrix, floor, traces, layers, _), (truth, bound, their_traces, their_layers, _) in zip(
+                found, expected, strict=True
+            ):
+                assert (matrix - truth).norm() <= 1e-10 * truth.norm()
+                assert floor <= 1.5 * bound
+                assert traces == pytest.approx(their_traces, rel=1e-10)
+                assert layers.keys() == their_layers.keys()
+                for name, each in layers.items():
+                    assert torch.allclose(each, their_layers[name], rtol=1e-10)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_conv import ntk_gram, plan_ntk
 
-POSITIONS = 16
+POSITIONS = 8
 
 
 class Peak(TorchDispatchMode):
@@ -76,22 +76,21 @@ def test_more_samples_take_no_more_memory_and_more_words_only_that_of_a_forward(
     forwards = {}
     for vocabulary in (10_000, 50_257):
         logits = 4 * POSITIONS * vocabulary
-        for samples in (4, 16):
+        for samples in (16, 48):
             model, words, options = of(vocabulary, samples, outputs)
             allowed = 24 * logits + 2**23
             plan = plan_ntk(model, words, max_memory=allowed, **options)
             with Peak() as counted:
                 gram = ntk_gram(model, words, max_memory=allowed, **options)
-            copies = 4 * 4 * sum(each.numel() for each in model.parameters())  # with which rounding is measured
-            assert counted.peak <= plan.bytes <= max(allowed + copies, plan.reading_bytes)
+            assert counted.peak <= plan.bytes
             assert plan.sample_bytes >= logits
             forwards[vocabulary, samples] = counted.peak / logits
-            if samples == 4:
+            if (vocabulary, samples) == (10_000, 16):
                 roomy = ntk_gram(model, words, **options).matrix
                 torch.testing.assert_close(gram.matrix, roomy, rtol=1e-4, atol=1e-4 * float(roomy.diagonal().max()))
-    # In units of one sample's logits: 16 samples have 12 more of them.
-    assert forwards[50_257, 16] - forwards[50_257, 4] < 4
-    assert forwards[50_257, 16] < 1.1 * forwards[10_000, 16]
+    # In units of one sample's logits, of which 48 samples have 32 more.
+    assert forwards[50_257, 48] - forwards[50_257, 16] < 2
+    assert forwards[50_257, 48] < 1.1 * forwards[10_000, 48]
 
 
 def test_the_plan_says_what_one_sample_takes():
