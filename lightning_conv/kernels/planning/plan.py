@@ -21,7 +21,14 @@ from lightning_conv.kernels.planning.costs import (
 from lightning_conv.kernels.planning.division import Division, division
 from lightning_conv.kernels.planning.pass_cost import PassCost
 from lightning_conv.kernels.planning.passes import Cutter, Pass
-from lightning_conv.kernels.planning.sizes import product_bytes, sample_sizes, tile_sizes, workspace_bytes
+from lightning_conv.kernels.planning.sizes import (
+    measuring_bytes,
+    product_bytes,
+    sample_sizes,
+    tile_sizes,
+    what_fits,
+    workspace_bytes,
+)
 from lightning_conv.kernels.planning.strips import strip_cost, strip_count
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy
@@ -44,9 +51,8 @@ MEASURING = 12
 """Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision.
 Those of a large network are timed."""
 
-CONTRACTED_ENTRY = 1500
-"""Flops of a matrix product that take as long as an entry of the combinations, which is scaled for its pass and counted in a norm
-(measured: 900 in float64, 2,000 in float32)."""
+CONTRACTED_ENTRY = 2000
+"""Flops of a float32 product that take as long as an entry of the combinations, scaled for its pass and counted in a norm."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,9 @@ class NTKPlan:
     """Bytes that reading the network takes before the passes begin. They are part of ``bytes`` but not bounded by
     ``max_memory``."""
     seconds: float
-    """Predicted duration of a call of ``ntk_gram``: ``reading_seconds``, plus the flops at the rate of a matrix product
-    that was measured in this process (backward passes of a whole batch: at the speed of one that was timed). Usually
-    right within a factor of 3."""
+    """Predicted duration of a call of ``ntk_gram``: ``reading_seconds`` and ``staging_seconds``, plus the flops at the rate
+    of a matrix product that was measured in this process (passes of a large network or a whole batch: at the speed of one that was
+    timed). Usually right within a factor of 3."""
     reading_seconds: float
     """Seconds that reading the network has just taken, a part of ``seconds``. Zero for a kernel that was given a
     ``plan``."""
@@ -86,6 +92,8 @@ class NTKPlan:
     """What was found in the network."""
     general_pass: PassCost | None = field(repr=False)
     """Cost of a pass for the parameters without a layer rule; None where there are none."""
+    staging_seconds: float = 0.0
+    """Seconds that it took to copy the model and to try the copy, a part of ``seconds`` that every call takes."""
     division: Division | None = None
     """How passes and products are divided among processes; None: they are not. ``flops``, ``bytes`` and ``seconds`` are those of one
     process that does all."""
@@ -186,7 +194,7 @@ def make_plan(
     if left <= 0:
         raise MemoryError(
             f"max_memory: the kernel with the temporaries of its products takes {mebibytes(result + temporary)} of the allowed "
-            f"{mebibytes(allowed)}; {_smaller(problem, allowed, result + temporary)}"
+            f"{mebibytes(allowed)}; {what_fits(problem, allowed, result + temporary)}"
         )
     if couples:
         kind = "samples couple: a backward pass for every row"
@@ -226,7 +234,7 @@ def make_plan(
     elif not couples:
         seconds += slower * flops / (EFFICIENCY * rate)
     if measured:
-        each += CONTRACTED_ENTRY * problem.rows * anatomy.outputs / measured / (EFFICIENCY * rate)
+        each += CONTRACTED_ENTRY * problem.rows * anatomy.outputs / measured / (EFFICIENCY * _rate(device, "fast"))
     seconds += measured * each
     measuring = result + copies + measured * measuring_bytes(anatomy) if measured else 0
     return NTKPlan(
@@ -242,16 +250,12 @@ def make_plan(
         reading_bytes=anatomy.reading_bytes,
         seconds=reading_seconds + staging_seconds + repeats * seconds,
         reading_seconds=reading_seconds,
+        staging_seconds=staging_seconds,
         max_memory=allowed,
         parameters=anatomy.parameters,
         reading=anatomy,
         general_pass=general,
     )
-
-
-def measuring_bytes(anatomy: Anatomy) -> int:
-    """Return the bytes of measuring the rounding of one sample: a graph in float64, and three combinations of the outputs in float64."""
-    return 2 * anatomy.forward_bytes + 3 * 8 * anatomy.outputs
 
 
 def _rate(device: torch.device, precision: Precision) -> float:
@@ -286,15 +290,3 @@ def _formed_entries(each: Pass, found: Sequence[Contribution], problem: Problem)
     """Return how many entries of Jacobian rows a pass by ``torch.func`` forms."""
     size = sum(found[index].output_bytes // problem.width for index in each.contributions)
     return samples_passed(problem, each.rows) * (each.outputs[1] - each.outputs[0]) * size
-
-
-def _smaller(problem: Problem, allowed: int, needed: int) -> str:
-    """Return a hint: how many samples or which outputs would fit into the allowed memory."""
-    stride = 1 if problem.trace else problem.outputs
-    samples = int((allowed / 2 / 8) ** 0.5 / stride)
-    options = [
-        f"about {samples} samples would fit" if 1 < samples < problem.samples else f"allow {mebibytes(2 * needed)}"
-    ]
-    if not problem.trace:
-        options.append("outputs='trace' needs a matrix smaller by the square of the number of outputs")
-    return "; ".join(options)

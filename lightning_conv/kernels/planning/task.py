@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
-from lightning_conv.kernels.planning.plan import NTKPlan, make_plan, measuring_bytes
+from lightning_conv.kernels.planning.plan import NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
+from lightning_conv.kernels.planning.sizes import measuring_bytes
 from lightning_conv.kernels.planning.steadiness import (
     checking_bytes,
     converted_bytes,
@@ -76,7 +77,8 @@ class Task:
         remeasure: bool = False,
         processes: Processes | None = None,
     ) -> None:
-        self.request, self._processes, self._staging_seconds = request, processes, stage.seconds
+        self.request, self._processes = request, processes
+        self._staging_seconds = stage.seconds if plan is None else plan.staging_seconds
         for each in (inputs, inputs2):
             if each is not None:
                 sample_count(each)

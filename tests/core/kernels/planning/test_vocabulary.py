@@ -1,6 +1,7 @@
 """The memory of kernels of language models: a few forwards of one sample, however large the vocabulary and however many samples."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_conv import ntk_gram, plan_ntk
+from lightning_conv.kernels.planning.plan import make_plan
+from lightning_conv.kernels.reading.timing import AloneTiming
 
 POSITIONS = 8
 
@@ -110,3 +113,30 @@ def test_samples_that_couple_are_refused_where_only_a_part_of_their_outputs_is_c
     model, words = Coupled(vocabulary), torch.randint(vocabulary, (16, POSITIONS))
     with pytest.raises(ValueError, match="samples couple"):
         ntk_gram(model, words, outputs="projected", projections=4, max_memory=30 * 4 * POSITIONS * vocabulary)
+
+
+@pytest.mark.parametrize("roomy", [True, False])
+def test_the_seconds_are_those_of_as_many_samples_as_go_through_the_network_together(roomy):
+    vocabulary, samples = 50_257, 6
+    model, words, options = of(vocabulary, samples, "loss")
+    read = plan_ntk(model, words, **options)
+    assert read.reading.alone.forward > 0
+    assert read.reading.alone.measuring > read.reading.alone.backward > 0
+    alone = AloneTiming(forward=1e3, backward=1e4, measuring=1e6, outside=False)
+    anatomy = replace(read.reading, forward_seconds=1.0, backward_seconds=10.0, alone=alone)
+    allowed = 2**30 if roomy else 20 * 4 * POSITIONS * vocabulary
+
+    def seconds(anatomy=anatomy, **more):
+        sizes = {"precision": "fast", "matrices": 1, "repeats": 1, "max_memory": allowed}
+        plan = make_plan(anatomy, read.problem, device=torch.device("cpu"), **sizes, **more)
+        assert len(plan.passes) == 1
+        assert (plan.passes[0].tile > 1) is roomy
+        return plan.seconds
+
+    products = seconds(replace(anatomy, forward_seconds=0.0, backward_seconds=0.0, alone=None))
+    passes = samples * (11 if roomy else 11_000)
+    assert seconds() - products == pytest.approx(passes, rel=0.01)
+    assert seconds(measured=2) - products == pytest.approx(passes + 2e6, rel=0.01)
+    assert seconds(staging_seconds=100.0) - products == pytest.approx(passes + 100, rel=0.01)
+    outside = replace(anatomy, alone=replace(alone, outside=True))  # two forwards of three samples
+    assert seconds(outside) - products == pytest.approx(passes + 6, rel=0.01)
