@@ -124,7 +124,10 @@ class LinearisationOfRun:
         error = None if self.error is None or math.isnan(self.error) else self.error
         progress = course.first / course.now
         found = training_regime(drift.alignment, drift.relative_frobenius, error, progress=progress, floor=drift.floor)
-        self.regime_undecided = f"{found.reason}; {regime_numbers(found)}" if found.regime == "undecided" else ""
+        self.regime_undecided = ""
+        if found.regime == "undecided":
+            beyond = ", beyond the limits of a lazy run" if found.beyond_lazy else ""
+            self.regime_undecided = f"{found.reason}; {regime_numbers(found)}{beyond}"
         return finding_of_regime(found, step=step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -116,6 +116,7 @@ def test_the_regime_rests_on_it(fit, name, lazy):
         assert reason == "the change of the kernel lies between the limits"
         assert numbers.startswith("alignment with the kernel at the start 0.")
         assert "error of the linearised network" in numbers
+        assert numbers.endswith("beyond the limits of a lazy run")
         return
     (regime,) = [each for each in health.findings if each.name == "regime"]
     assert "error of the linearised network " in regime.sentence
