@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 	@[ -x $(BIN)/python ] || [ -n "$(PYTHON)" ] || { echo "make: no Python 3.11 or later with venv found; pass PYTHON=" >&2; exit 1; }
 	@[ -x $(BIN)/python ] || { echo "Making .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
 	@echo "Installing into .venv (the first time takes a few minutes)"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e ".[recipes,dev,docs]"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c .ci/constraints.txt -e ".[recipes,dev,docs,peft]"
 	@touch $@
 
 .PHONY: demo

@@ -13,7 +13,7 @@ from lightning_conv.callbacks.health.search_along import TOO_LARGE, fits_in_memo
 from lightning_conv.callbacks.run.isolated import isolated
 from lightning_conv.callbacks.run.view import RunView
 from lightning_conv.health.finding import Finding
-from lightning_conv.health.findings.of_course import finding_of_regime
+from lightning_conv.health.findings.of_course import finding_of_regime, regime_numbers
 from lightning_conv.health.kernel.linearisation import Linearisation, linearisation_error
 from lightning_conv.health.kernel.regime import training_regime
 from lightning_conv.health.step.course import LossCourse
@@ -124,7 +124,10 @@ class LinearisationOfRun:
         error = None if self.error is None or math.isnan(self.error) else self.error
         progress = course.first / course.now
         found = training_regime(drift.alignment, drift.relative_frobenius, error, progress=progress, floor=drift.floor)
-        self.regime_undecided = found.reason if found.regime == "undecided" else ""
+        self.regime_undecided = ""
+        if found.regime == "undecided":
+            beyond = ", beyond the limits of a lazy run" if found.beyond_lazy else ""
+            self.regime_undecided = f"{found.reason}; {regime_numbers(found)}{beyond}"
         return finding_of_regime(found, step=step)
 
     def state_dict(self) -> dict[str, Any]:

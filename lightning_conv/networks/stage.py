@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NoReturn
@@ -37,7 +38,10 @@ class Stage:
         module: what to evaluate.
         before: see ``StatelessModule``.
         copies: see ``StatelessModule``.
+        seconds: how long it took to copy the module and to try the copy.
     """
+
+    seconds = 0.0
 
     def __init__(
         self, module: nn.Module, kept: Kept | None, *, before: Callable[[], None] | None = None, copies: bool = False
@@ -85,8 +89,11 @@ def staged(model: nn.Module, inputs: Inputs) -> Iterator[Stage]:
     """
     require_supported(model)
     require_whole(model)
+    start = time.perf_counter()
     stage = _copied_stage(model, inputs)
+    seconds = time.perf_counter() - start
     if stage is not None:
+        stage.seconds = seconds
         with called_on(type(model).__name__, inputs):
             yield stage
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -108,10 +108,29 @@ def kernel_estimate(layout: Layout, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
     Cost: 2 n m K flops.
     """
+    return weighted_estimate(layout, [(1.0, x, y)])
+
+
+def weighted_estimate(layout: Layout, parts: Sequence[tuple[float, Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    r"""Return the estimate of a weighted sum of kernels :math:`\sum_t w_t K_t` and its standard error, both (n, m).
+
+    All sketches of a store have the same projections, so the errors of its checkpoints go together: the spread is that of the sums of
+    the groups, and not a sum of spreads.
+
+    Args:
+        layout: of the sketches.
+        parts: for each t the weight, (n, K) and (m, K) in float64.
+
+    Cost: 2 n m K flops for each t.
+    """
+    _, x, y = parts[0]
     mean, squares = x.new_zeros(len(x), len(y)), x.new_zeros(len(x), len(y))
     if layout.group_size == 0:
-        return x @ y.T, squares
-    for number, each in enumerate(group_kernels(layout, x, y), 1):
+        return sum((weight * (x @ y.T) for weight, x, y in parts), mean), squares
+    weights = [weight for weight, _, _ in parts]
+    groups = zip(*(group_kernels(layout, x, y) for _, x, y in parts), strict=True)
+    for number, kernels in enumerate(groups, 1):
+        each = sum((weight * kernel for weight, kernel in zip(weights, kernels, strict=True)), torch.zeros_like(mean))
         apart = each - mean
         mean += apart / number
         squares += apart * (each - mean)  # Welford's sum: nothing cancels

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from lightning_conv.sketches.estimates import Sketches, kernel_estimate
+from lightning_conv.sketches.estimates import Sketches, weighted_estimate
 
 Order: TypeAlias = Literal["influence", "opposed", "cosine"]
+Summed: TypeAlias = Literal["influence", "opposed"]
+"""Orders that a sum over checkpoints has."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Neighbours:
     r"""For each of q queries the stored samples that come first, the first one first.
 
     The influence of sample i on the query is :math:`\langle g_i, g \rangle`: to first order in :math:`\eta`, a step
-    :math:`-\eta g_i` on this sample lowers the loss of the query by :math:`\eta` times as much.
+    :math:`-\eta g_i` on this sample lowers the loss of the query by :math:`\eta` times as much. Over several checkpoints it is the sum
+    of :math:`\eta_t \langle g_{ti}, g_t \rangle`, by which the steps on this sample have lowered it.
 
     Attributes:
         samples: their numbers in the order of the loader, (q, most).
@@ -34,30 +37,35 @@ class Neighbours:
 
 
 def nearest_of(
-    queries: Sketches, stored: Callable[[], Iterator[tuple[int, Tensor]]], most: int, by: Order
+    queries: Sequence[tuple[float, Sketches]],
+    stored: Callable[[], Iterator[tuple[int, Sequence[Tensor]]]],
+    most: int,
+    by: Order,
 ) -> Neighbours:
     """Return the stored samples with the largest influence on the queries, reading the store once.
 
     Args:
-        queries: sketches of the queries.
-        stored: gives the stored sketches in parts, each with the number of its first sample.
+        queries: for each checkpoint its weight and the sketches of the queries there.
+        stored: gives the stored sketches of all checkpoints in parts, each with the number of its first sample.
         most: how many are returned for each query.
         by: ``"influence"``; ``"opposed"``: the most negative influence first; ``"cosine"``: influence over the norms of both
-            sketches.
+            sketches, at one checkpoint.
 
-    Cost: 2 q n K flops and one reading of the store.
+    Cost: 2 q n K flops and one reading of each checkpoint.
     """
-    values = queries.values
+    first = queries[0][1]
+    values = first.values
     best: Tensor | None = None  # (3, q, up to most): the key by which it is sorted, the estimate and its error
     which = torch.empty(len(values), 0, dtype=torch.int64)
     for start, rows in stored():
-        estimate, error = kernel_estimate(queries.layout, values, rows)
+        parts = [(weight, each.values, own) for (weight, each), own in zip(queries, rows, strict=True)]
+        estimate, error = weighted_estimate(first.layout, parts)
         if by == "cosine":
-            norms = _norms(queries, values)[:, None] * _norms(queries, rows)
+            norms = _norms(first, values)[:, None] * _norms(first, rows[0])
             scale = torch.where(norms > 0, norms, 1.0)
             estimate, error = estimate / scale, error / scale
         key = -estimate if by == "opposed" else estimate
-        numbers = torch.arange(start, start + len(rows)).expand(len(values), -1)
+        numbers = torch.arange(start, start + len(rows[0])).expand(len(values), -1)
         found = torch.stack([key, estimate, error])
         best = found if best is None else torch.cat([best, found], 2)
         which = torch.cat([which, numbers], 1)

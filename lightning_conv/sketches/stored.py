@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
 from torch import Tensor
 
-from lightning_conv.arguments import require_option, require_type, require_whole
+from lightning_conv.arguments import require_number, require_option, require_type, require_whole
 from lightning_conv.linalg.estimates import Estimate
 from lightning_conv.machine.memory import blocks
 from lightning_conv.sketches.comparison import Products, alignment_of, drift_of, products_of
 from lightning_conv.sketches.estimates import SketchedKernel, Sketches, decoded, kernel_estimate, refuse_lambda_min
 from lightning_conv.sketches.folder import PART, RECORD, Checkpoint, require_name
-from lightning_conv.sketches.neighbours import Neighbours, Order, nearest_of
+from lightning_conv.sketches.neighbours import Neighbours, Order, Summed, nearest_of
 from lightning_conv.sketches.selection import Numbers, chosen_samples, require_room
 from lightning_conv.sketches.settings import Settings
 
@@ -136,11 +136,52 @@ class StoredSketches:
         require_option("by", by, get_args(Order))
         require_type("queries", queries, Sketches, "sketches from store.sketch(...) or store.sketches(...)")
         queries = self._sketches(queries, name, "queries", None)
-        rows, exponents = self.checkpoint(name).arrays()
+        return self._nearest([(1.0, queries)], [self.checkpoint(name)], most, by)
 
-        def stored() -> Iterator[tuple[int, Tensor]]:
-            for part in blocks(len(exponents), max(1, READ // max(1, self.size))):
-                yield part.start, decoded(rows[part], exponents[part])
+    def nearest_over(
+        self, queries: Mapping[str, Sketches], most: int = 5, *, rates: Mapping[str, float], by: Summed = "influence"
+    ) -> Neighbours:
+        r"""Return the samples with the largest influence on some queries over several checkpoints, as TracIn sums it up.
+
+        .. math:: \sum_t \eta_t \, \langle g_t(x), g_t(z) \rangle
+
+        Args:
+            queries: for each checkpoint the sketches of the same queries at its weights, from ``sketch`` or ``sketches``.
+            most: how many for each query.
+            rates: for each checkpoint its :math:`\eta_t`: the learning rate there, times the steps that it stands for.
+            by: ``"influence"``: the largest sum first. ``"opposed"``: the most negative first.
+
+        Raises:
+            ValueError: an option is outside its range; queries or rates are missing for a checkpoint; checkpoints are of different
+                samples; the queries belong to another store, or are not equally many.
+            TypeError: queries are no sketches.
+
+        Cost: 2 q n K flops and one reading for each checkpoint. Source: Pruthi et al. 2020 (2002.08484), section 3.2, TracInCP.
+        """
+        require_whole("most", most, least=1)
+        require_option("by", by, get_args(Summed))
+        if not rates or set(rates) != set(queries):
+            raise ValueError(f"rates: for {sorted(rates)}; need one for each checkpoint of queries, {sorted(queries)}")
+        for name, rate in rates.items():
+            require_number(f"rates[{name!r}]", rate, least=0.0)
+            require_type(f"queries[{name!r}]", queries[name], Sketches, "sketches from store.sketch(...)")
+        found = [self.checkpoint(name) for name in rates]
+        for name, each in zip(rates, found, strict=True):
+            self._require_same_data(next(iter(rates)), found[0], name, each)
+        asked = [(float(rate), self._sketches(queries[name], name, "queries", None)) for name, rate in rates.items()]
+        if len({len(each) for _, each in asked}) > 1:
+            counts = {name: len(queries[name]) for name in rates}
+            raise ValueError(f"queries: {counts} samples; need the same queries at each checkpoint")
+        return self._nearest(asked, found, most, by)
+
+    def _nearest(
+        self, queries: Sequence[tuple[float, Sketches]], found: Sequence[Checkpoint], most: int, by: Order
+    ) -> Neighbours:
+        arrays = [each.arrays() for each in found]
+
+        def stored() -> Iterator[tuple[int, list[Tensor]]]:
+            for part in blocks(found[0].samples, max(1, READ // max(1, self.size * len(found)))):
+                yield part.start, [decoded(rows[part], exponents[part]) for rows, exponents in arrays]
 
         return nearest_of(queries, stored, most, by)
 
@@ -193,10 +234,7 @@ class StoredSketches:
 
     def _products(self, name: str, reference: str, samples: Numbers, *, centred: bool) -> Products:
         found = {"a": self.checkpoint(name), "b": self.checkpoint(reference)}
-        if found["a"].data != found["b"].data:
-            raise ValueError(
-                f"reference: {reference!r} and {name!r} are of different samples, or of other batches; add both from one loader"
-            )
+        self._require_same_data(reference, found["b"], name, found["a"], argument="reference")
         chosen = chosen_samples(samples, found["a"].samples)
         arrays = {which: each.arrays() for which, each in found.items()}
 
@@ -205,6 +243,14 @@ class StoredSketches:
             return decoded(rows[chosen[part]], exponents[chosen[part]])
 
         return products_of(self.settings.layout, len(chosen), read, centred=centred)
+
+    def _require_same_data(
+        self, one: str, first: Checkpoint, other: str, second: Checkpoint, argument: str = "rates"
+    ) -> None:
+        if first.data != second.data:
+            raise ValueError(
+                f"{argument}: {one!r} and {other!r} are of different samples, or of other batches; add both from one loader"
+            )
 
     def _sketches(
         self,

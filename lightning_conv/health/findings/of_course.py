@@ -30,6 +30,19 @@ def finding_of_forecast(shown: ShownForecast | None) -> Finding | None:
     )
 
 
+def regime_numbers(found: TrainingRegime) -> str:
+    """Return the numbers that the regime is judged by, in words.
+
+    Args:
+        found: The regime, decided or not.
+    """
+    alignment = "not defined" if math.isnan(found.alignment) else figure(found.alignment)
+    numbers = f"alignment with the kernel at the start {alignment}, change {_share_of(found.change, 'its norm')}"
+    if found.error is not None:
+        numbers += f", error of the linearised network {_share_of(found.error, 'what the outputs moved')}"
+    return numbers
+
+
 def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding | None:
     """Say whether the run is lazy or learns features, with the numbers; None: it is undecided.
 
@@ -39,10 +52,6 @@ def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding | None:
     """
     if found.regime == "undecided":
         return None
-    alignment = "not defined" if math.isnan(found.alignment) else figure(found.alignment)
-    numbers = f"alignment with the kernel at the start {alignment}, change {_share_of(found.change, 'its norm')}"
-    if found.error is not None:
-        numbers += f", error of the linearised network {_share_of(found.error, 'what the outputs moved')}"
     says = {
         "lazy": "The network trains close to its linearisation at the start",
         "feature learning": "The network learns features",
@@ -50,7 +59,7 @@ def finding_of_regime(found: TrainingRegime, *, step: int) -> Finding | None:
     return Finding(
         name="regime",
         level="ok",
-        sentence=f"{says}: {found.reason} ({numbers}).",
+        sentence=f"{says}: {found.reason} ({regime_numbers(found)}).",
         value=found.change,
         step=step,
     )

@@ -40,6 +40,11 @@ class TrainingRegime:
     change: float
     error: float | None
 
+    @property
+    def beyond_lazy(self) -> bool:
+        """Whether kernel and linearised network are both beyond the limits of a lazy run, however far the loss has come."""
+        return self.change > LAZY_CHANGE and self.error is not None and self.error > LAZY_ERROR
+
 
 def training_regime(
     alignment: float, change: float, error: float | None, *, progress: float, floor: float = 0.0

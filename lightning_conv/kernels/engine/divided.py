@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_conv.kernels.engine.factors import Factor
 from lightning_conv.kernels.engine.formed_factor import FormedFactor
-from lightning_conv.kernels.engine.passes import Engine
+from lightning_conv.kernels.engine.passes import Engine, Factors
 from lightning_conv.kernels.planning.passes import Pass
 from lightning_conv.kernels.planning.sizes import MIRRORED
 from lightning_conv.kernels.planning.task import Task
@@ -18,9 +18,6 @@ from lightning_conv.kernels.products.combinations import Combinations
 from lightning_conv.machine.memory import blocks
 from lightning_conv.machine.processes import Processes
 from lightning_conv.reporting.progress import Report, part, silent
-
-Factors = list[tuple[str, Factor]]
-"""With the names of their layers."""
 
 
 class Divided(Engine):
@@ -246,9 +243,11 @@ class SamplesDivided(Divided):
 
         def run() -> None:
             number = 0
+            left: Factors = []
+            right: Factors = []
             for first, mine in enumerate(rows):
                 report(first / len(rows))
-                left: Factors = []
+                left, right = [], []  # two blocks are in memory at once: those before are freed first
                 for second, theirs in enumerate(columns):
                     if self.symmetric and second < first:
                         continue
@@ -256,15 +255,14 @@ class SamplesDivided(Divided):
                     if number % processes.world != processes.rank:
                         continue
                     left = left or self._collect(each, self.rows, mine, silent)
-                    is_own = self.symmetric and second == first
+                    is_own, right = self.symmetric and second == first, []
                     self._note(mine, theirs)
                     right = left if is_own else self._collect(each, self.columns, theirs, silent)
-                    for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
-                        diagonal = self._add(layer, one, other, mine, theirs)
-                        if is_own or (not self.symmetric and second == 0):
-                            sizes[index] = sizes.get(index, 0.0) + self._size_of(one, self.rows, mine, diagonal)
-                        if not self.symmetric and first == 0:
-                            others[index] = others.get(index, 0.0) + self._size_of(other, self.columns, theirs)
+                    diagonals = self._multiply(left, right, mine, theirs, silent)
+                    if is_own or (not self.symmetric and second == 0):
+                        self._count(sizes, left, self.rows, mine, diagonals)
+                    if not self.symmetric and first == 0:
+                        self._count(others, right, self.columns, theirs)
                 if left:
                     gammas[:] = [one.gamma(self.plan.precision) for _, one in left]
 

@@ -23,6 +23,9 @@ from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.inputs import take
 from lightning_conv.reporting.progress import Report, equal_parts, part, silent
 
+Factors = list[tuple[str, Factor]]
+"""With the names of their layers."""
+
 
 class Engine:
     """Adds up the Gram matrix of a network whose samples do not couple, one pass of the plan after the other.
@@ -88,29 +91,47 @@ class Engine:
         reports = equal_parts(report, _steps(len(rows), None if self.symmetric else len(columns)))
         left_sizes: dict[int, float] = {}
         right_sizes: dict[int, float] = {}
+        left: Factors = []
+        right: Factors = []
         for first, mine in enumerate(rows):
+            left, right = [], []  # two blocks are in memory at once: those before are freed first
             left = self._collect(each, self.rows, mine, next(reports))
             for second, theirs in enumerate(columns):
                 if self.symmetric and second < first:
                     continue
-                own = self.symmetric and second == first
+                own, right = self.symmetric and second == first, []
                 right = left if own else self._collect(each, self.columns, theirs, next(reports))
-                products = next(reports)
-                for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
-                    products(index / len(left))
-                    diagonal = self._add(layer, one, other, mine, theirs)
-                    if own:
-                        left_sizes[index] = left_sizes.get(index, 0.0) + self._size_of(one, self.rows, mine, diagonal)
-                    elif not self.symmetric:
-                        if second == 0:
-                            left_sizes[index] = left_sizes.get(index, 0.0) + self._size_of(one, self.rows, mine)
-                        if first == 0:
-                            right_sizes[index] = right_sizes.get(index, 0.0) + self._size_of(
-                                other, self.columns, theirs
-                            )
+                diagonals = self._multiply(left, right, mine, theirs, next(reports))
+                if own or (not self.symmetric and second == 0):
+                    self._count(left_sizes, left, self.rows, mine, diagonals)
+                if not self.symmetric and first == 0:
+                    self._count(right_sizes, right, self.columns, theirs)
         # The last block of rows: its bound is the same for every block.
         gammas = [factor.gamma(self.plan.precision) for _, factor in left]
         self._bound(gammas, left_sizes, right_sizes or left_sizes)
+
+    def _multiply(
+        self, left: Factors, right: Factors, mine: slice, theirs: slice, report: Report
+    ) -> list[float | None]:
+        """Add the products of all factors of two blocks; return what each adds to the trace, None off the diagonal."""
+        diagonals = []
+        for index, ((layer, one), (_, other)) in enumerate(zip(left, right, strict=True)):
+            report(index / len(left))
+            diagonals.append(self._add(layer, one, other, mine, theirs))
+        return diagonals
+
+    def _count(
+        self,
+        sizes: dict[int, float],
+        factors: Factors,
+        side: Samples,
+        block: slice,
+        diagonals: Sequence[float | None] | None = None,
+    ) -> None:
+        """Add |m|^2 of a block of samples to ``sizes``, by the number of the factor."""
+        for index, (_, factor) in enumerate(factors):
+            diagonal = None if diagonals is None else diagonals[index]
+            sizes[index] = sizes.get(index, 0.0) + self._size_of(factor, side, block, diagonal)
 
     def _bound(self, gammas: Sequence[float], rows: Mapping[int, float], columns: Mapping[int, float]) -> None:
         """Add the bounds of the products of all factors.
@@ -144,11 +165,11 @@ class Engine:
         self.layer_traces[layer] += added
         return added
 
-    def _collect(self, each: Pass, side: Samples, block: slice, report: Report) -> list[tuple[str, Factor]]:
+    def _collect(self, each: Pass, side: Samples, block: slice, report: Report) -> Factors:
         form = self._by_jacobian if each.general else self._by_rule
         return form(each, side, block, report)
 
-    def _by_rule(self, each: Pass, side: Samples, block: slice, report: Report) -> list[tuple[str, Factor]]:
+    def _by_rule(self, each: Pass, side: Samples, block: slice, report: Report) -> Factors:
         first, last = each.outputs[0], min(each.outputs[1], self.count)
         count = block.stop - block.start
         collectors: list[tuple[str, Collector]] = []
@@ -185,7 +206,7 @@ class Engine:
             for index, call, gradient in zip(wanted, chosen, found, strict=True)
         }
 
-    def _by_jacobian(self, each: Pass, side: Samples, block: slice, report: Report) -> list[tuple[str, Factor]]:
+    def _by_jacobian(self, each: Pass, side: Samples, block: slice, report: Report) -> Factors:
         first, last = each.outputs[0], min(each.outputs[1], self.count)
         count = block.stop - block.start
         planned = [self.plan.contributions[index] for index in each.contributions]

@@ -21,12 +21,20 @@ from lightning_conv.kernels.planning.costs import (
 from lightning_conv.kernels.planning.division import Division, division
 from lightning_conv.kernels.planning.pass_cost import PassCost
 from lightning_conv.kernels.planning.passes import Cutter, Pass
-from lightning_conv.kernels.planning.sizes import product_bytes, sample_sizes, tile_sizes, workspace_bytes
+from lightning_conv.kernels.planning.sizes import (
+    measuring_bytes,
+    product_bytes,
+    sample_sizes,
+    tile_sizes,
+    what_fits,
+    workspace_bytes,
+)
 from lightning_conv.kernels.planning.strips import strip_cost, strip_count
 from lightning_conv.kernels.products.precision import Precision
-from lightning_conv.kernels.reading.anatomy import Anatomy
+from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy
 from lightning_conv.machine.gemm import calibrated
 from lightning_conv.machine.memory import allowed_memory, mebibytes
+from lightning_conv.networks.narrow_watch import FEW
 
 BUFFERS = 8 * 2**20
 """Bytes that the libraries of matrix products and the allocator keep for themselves (an eighth of the allowed memory
@@ -40,7 +48,11 @@ FORMED_ENTRY = 300
 (measured: 290-400)."""
 
 MEASURING = 12
-"""Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision."""
+"""Forwards of a sample that take as long as measuring its rounding: two gradients and one in the other precision.
+Those of a large network are timed."""
+
+CONTRACTED_ENTRY = 2000
+"""Flops of a float32 product that take as long as an entry of the combinations, scaled for its pass and counted in a norm."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +70,18 @@ class NTKPlan:
     """Flops of the forward and backward passes and of all products, where a multiplication and an addition count as
     two. Reading the network is not included."""
     bytes: int
-    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it. Outputs of all
-    samples, which are held while they are compared between batches, and copies of the parameters, with which rounding is measured,
-    are parts of it that ``max_memory`` does not bound."""
+    """Peak of the additional memory in use, with the result; what an allocator keeps after it was freed is not in it. Copies
+    of the parameters, with which rounding is measured, and what reading three samples takes are parts of it that ``max_memory``
+    does not bound. Outputs of all samples are held while they are compared between batches, or as many of them as fit into a quarter
+    of ``max_memory``."""
     result_bytes: int
     reading_bytes: int
     """Bytes that reading the network takes before the passes begin. They are part of ``bytes`` but not bounded by
     ``max_memory``."""
     seconds: float
-    """Predicted duration of a call of ``ntk_gram``: ``reading_seconds``, plus the flops at the rate of a matrix product
-    that was measured in this process (backward passes of a whole batch: at the speed of one that was timed). Usually
-    right within a factor of 3."""
+    """Predicted duration of a call of ``ntk_gram``: ``reading_seconds`` and ``staging_seconds``, plus the flops at the rate
+    of a matrix product that was measured in this process (passes of a large network or a whole batch: at the speed of one that was
+    timed). Usually right within a factor of 3."""
     reading_seconds: float
     """Seconds that reading the network has just taken, a part of ``seconds``. Zero for a kernel that was given a
     ``plan``."""
@@ -79,6 +92,8 @@ class NTKPlan:
     """What was found in the network."""
     general_pass: PassCost | None = field(repr=False)
     """Cost of a pass for the parameters without a layer rule; None where there are none."""
+    staging_seconds: float = 0.0
+    """Seconds that it took to copy the model and to try the copy, a part of ``seconds`` that every call takes."""
     division: Division | None = None
     """How passes and products are divided among processes; None: they are not. ``flops``, ``bytes`` and ``seconds`` are those of one
     process that does all."""
@@ -94,6 +109,14 @@ class NTKPlan:
         network = network_flops(self.reading.sites)
         return replace(self, division=division(self.contributions, self.problem, network, processes))
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of the activations of one sample in a forward pass with its graph, such as the logits of all positions and words.
+
+        Below a few times this no kernel is computed; however many samples and words there are, no more of it is needed at once.
+        """
+        return self.reading.forward_bytes
+
     def __str__(self) -> str:
         lines = [
             f"NTK of {self.problem.samples} samples x {self.problem.outputs} outputs: {self.flops / 1e9:.1f} Gflop, "
@@ -104,6 +127,7 @@ class NTKPlan:
         lines += [
             f"  {c.layer:<{width}}  {c.way:<20}  {c.flops / 1e9:9.3f} Gflop  {c.kind}" for c in self.contributions
         ]
+        lines.append(f"  one sample takes {mebibytes(self.sample_bytes)} on its way through the network")
         if self.division is not None:
             lines.append(f"  {self.division}")
         if self.reading.unused:
@@ -122,6 +146,7 @@ def make_plan(
     device: torch.device,
     couples: bool = False,
     reading_seconds: float = 0.0,
+    staging_seconds: float = 0.0,
     general: PassCost | None = None,
     measured: int = 0,
     copies: int = 0,
@@ -146,6 +171,7 @@ def make_plan(
         couples: whether the samples couple. The rows of J then come from backward passes over the whole batch, and
             ``coupled_gram`` cuts the work itself.
         reading_seconds: seconds that it took to find ``anatomy``.
+        staging_seconds: seconds that it took to copy the model and to try the copy, which every call does.
         general: cost of a pass for the parameters without a layer rule: for one sample or, where samples couple, for
             all.
         measured: number of samples on which the rounding of contracted rows is measured at the end.
@@ -168,7 +194,7 @@ def make_plan(
     if left <= 0:
         raise MemoryError(
             f"max_memory: the kernel with the temporaries of its products takes {mebibytes(result + temporary)} of the allowed "
-            f"{mebibytes(allowed)}; {_smaller(problem, allowed, result + temporary)}"
+            f"{mebibytes(allowed)}; {what_fits(problem, allowed, result + temporary)}"
         )
     if couples:
         kind = "samples couple: a backward pass for every row"
@@ -198,14 +224,18 @@ def make_plan(
         seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
     seconds += slower * products / (EFFICIENCY * rate)
-    forward_seconds = network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
+    each = MEASURING * network_flops(anatomy.sites)[0] / (EFFICIENCY * rate)
     if anatomy.is_large and not couples:
         # What was timed counts the layers without trainable parameters, too, which have no rule.
-        seconds += sum(_pass_seconds(each, anatomy, problem, general) for each in passes)
-        forward_seconds = anatomy.forward_seconds
+        seconds += sum(_pass_seconds(one, anatomy, problem, general) for one in passes)
+        each = MEASURING * anatomy.forward_seconds if anatomy.alone is None else anatomy.alone.measuring
+        if anatomy.alone is not None and anatomy.alone.outside:
+            seconds += 2 * min(FEW, problem.samples) * anatomy.forward_seconds / repeats
     elif not couples:
         seconds += slower * flops / (EFFICIENCY * rate)
-    seconds += measured * MEASURING * forward_seconds
+    if measured:
+        each += CONTRACTED_ENTRY * problem.rows * anatomy.outputs / measured / (EFFICIENCY * _rate(device, "fast"))
+    seconds += measured * each
     measuring = result + copies + measured * measuring_bytes(anatomy) if measured else 0
     return NTKPlan(
         problem=problem,
@@ -218,18 +248,14 @@ def make_plan(
         bytes=max(result + temporary + peak, measuring, anatomy.reading_bytes),
         result_bytes=result,
         reading_bytes=anatomy.reading_bytes,
-        seconds=reading_seconds + repeats * seconds,
+        seconds=reading_seconds + staging_seconds + repeats * seconds,
         reading_seconds=reading_seconds,
+        staging_seconds=staging_seconds,
         max_memory=allowed,
         parameters=anatomy.parameters,
         reading=anatomy,
         general_pass=general,
     )
-
-
-def measuring_bytes(anatomy: Anatomy) -> int:
-    """Return the bytes of measuring the rounding of one sample: a graph in float64, and three combinations of the outputs in float64."""
-    return 2 * anatomy.forward_bytes + 3 * 8 * anatomy.outputs
 
 
 def _rate(device: torch.device, precision: Precision) -> float:
@@ -248,28 +274,19 @@ def _pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCos
 
 def _pass_seconds(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
     """Return the duration of the network's part of a pass from that of the passes that were timed when it was read."""
-    backward = anatomy.backward_seconds
+    forward, backward = anatomy.forward_seconds, anatomy.backward_seconds
+    if anatomy.alone is not None:
+        # Between a sample by itself and as many as were read together, of which more are hardly faster.
+        together = min(1.0, (each.tile - 1) / (READ_SAMPLES - 1))
+        forward = together * forward + (1 - together) * anatomy.alone.forward
+        backward = together * backward + (1 - together) * anatomy.alone.backward
     if each.general:
         assert general is not None
         backward = general.backward_seconds
-    return samples_passed(problem, each.rows) * (
-        anatomy.forward_seconds + (each.outputs[1] - each.outputs[0]) * backward
-    )
+    return samples_passed(problem, each.rows) * (forward + (each.outputs[1] - each.outputs[0]) * backward)
 
 
 def _formed_entries(each: Pass, found: Sequence[Contribution], problem: Problem) -> float:
     """Return how many entries of Jacobian rows a pass by ``torch.func`` forms."""
     size = sum(found[index].output_bytes // problem.width for index in each.contributions)
     return samples_passed(problem, each.rows) * (each.outputs[1] - each.outputs[0]) * size
-
-
-def _smaller(problem: Problem, allowed: int, needed: int) -> str:
-    """Return a hint: how many samples or which outputs would fit into the allowed memory."""
-    stride = 1 if problem.trace else problem.outputs
-    samples = int((allowed / 2 / 8) ** 0.5 / stride)
-    options = [
-        f"about {samples} samples would fit" if 1 < samples < problem.samples else f"allow {mebibytes(2 * needed)}"
-    ]
-    if not problem.trace:
-        options.append("outputs='trace' needs a matrix smaller by the square of the number of outputs")
-    return "; ".join(options)

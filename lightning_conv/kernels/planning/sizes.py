@@ -118,3 +118,20 @@ def tile_sizes(sizes: SampleSizes, problem: Problem, budget: int) -> tuple[int, 
 
 MIRRORED = 512
 """Number of rows that are copied to the other triangle of a symmetric matrix at a time."""
+
+
+def measuring_bytes(anatomy: Anatomy) -> int:
+    """Return the bytes of measuring the rounding of one sample: a graph in float64, and three combinations of the outputs in float64."""
+    return 2 * anatomy.forward_bytes + 3 * 8 * anatomy.outputs
+
+
+def what_fits(problem: Problem, allowed: int, needed: int) -> str:
+    """Return a hint: how many samples or which outputs would fit into the allowed memory."""
+    stride = 1 if problem.trace else problem.outputs
+    samples = int((allowed / 2 / 8) ** 0.5 / stride)
+    options = [
+        f"about {samples} samples would fit" if 1 < samples < problem.samples else f"allow {mebibytes(2 * needed)}"
+    ]
+    if not problem.trace:
+        options.append("outputs='trace' needs a matrix smaller by the square of the number of outputs")
+    return "; ".join(options)

@@ -9,6 +9,7 @@ import torch
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.reading.anatomy import Anatomy
 from lightning_conv.kernels.reading.coupling import AT_ONCE, ENDS, require_own_outputs
+from lightning_conv.kernels.reading.drawn_outputs import compared_outputs
 from lightning_conv.machine.memory import allowed_memory, blocks
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, sample_count
@@ -17,7 +18,14 @@ from lightning_conv.networks.stage import Stage
 
 
 def unsteady_outputs(
-    module: StatelessModule, sets: Sequence[Inputs], anatomy: Anatomy, plan: NTKPlan, *, rows: int, gradients: bool
+    module: StatelessModule,
+    sets: Sequence[Inputs],
+    anatomy: Anatomy,
+    plan: NTKPlan,
+    *,
+    rows: int,
+    room: float,
+    gradients: bool,
 ) -> Narrowing | None:
     """Refuse a network whose samples couple or whose forward is random, and return a change that is too small for that.
 
@@ -27,6 +35,7 @@ def unsteady_outputs(
         anatomy: what was read of it.
         plan: its batches are those of the passes.
         rows: number of samples that go through the network at once.
+        room: bytes that the outputs of all samples may take; see ``room_of_outputs``.
         gradients: whether gradients are looked at as well.
 
     Raises:
@@ -44,6 +53,7 @@ def unsteady_outputs(
                 coarse=anatomy.coarse,
                 gradients=gradients,
                 names=anatomy.parameters,
+                compared=compared_outputs(anatomy.outputs, sample_count(each), _width(module), room),
             )
             for each in sets
         ]
@@ -76,8 +86,24 @@ def rows_that_fit(module: StatelessModule, anatomy: Anatomy, max_memory: float |
     return max(1, allowed_memory(max_memory, module.device) // 2 // max(1, anatomy.forward_bytes))
 
 
+def room_of_outputs(module: StatelessModule, max_memory: float | None) -> int:
+    """Return the bytes that the outputs of all samples may take while they are compared, a quarter of the memory.
+
+    Where they take more, as those of many positions and words may, a part of them is compared.
+
+    Args:
+        module: the network.
+        max_memory: see ``ntk_gram``.
+    """
+    return allowed_memory(max_memory, module.device) // 4
+
+
+def _width(module: StatelessModule) -> int:
+    return torch.finfo(module.dtype).bits // 8
+
+
 def checking_bytes(
-    module: StatelessModule, anatomy: Anatomy, samples: int, rows: int, *, gradients: bool = False
+    module: StatelessModule, anatomy: Anatomy, samples: int, rows: int, *, room: float, gradients: bool = False
 ) -> int:
     """Return the bytes of the outputs that ``unsteady_outputs`` holds: of all samples, twice of one batch, and what compares them.
 
@@ -86,11 +112,13 @@ def checking_bytes(
         anatomy: what was read of it.
         samples: number of samples.
         rows: number of them in a batch.
+        room: see ``unsteady_outputs``.
         gradients: whether gradients are compared: then two of them at a time, the graph of some samples, and their outputs.
     """
-    width = torch.finfo(module.dtype).bits // 8
-    compared = 4 * min(rows * anatomy.outputs, max(anatomy.outputs, AT_ONCE))  # some rows at a time
-    outputs = ((samples + 2 * rows) * anatomy.outputs + compared) * width
+    width = _width(module)
+    each = compared_outputs(anatomy.outputs, samples, width, room) or anatomy.outputs
+    compared = 4 * min(rows * each, max(each, AT_ONCE))  # some rows at a time
+    outputs = (samples * each + 2 * rows * anatomy.outputs + compared) * width
     if not gradients:
         return outputs
     few = min(samples, 2 * ENDS)
@@ -98,7 +126,7 @@ def checking_bytes(
     graph = few * (anatomy.forward_bytes + 2 * anatomy.outputs * width) + 2 * width * weights
     # Beside the outputs of all samples; before that the rounding is measured with a copy of the weights in float32.
     copies = 4 * sum(each.numel() for each in module.parameters.values())
-    return max(outputs, samples * anatomy.outputs * width + max(graph, copies + few * anatomy.forward_bytes))
+    return max(outputs, samples * each * width + max(graph, copies + few * anatomy.forward_bytes))
 
 
 def converted_bytes(module: StatelessModule) -> int:

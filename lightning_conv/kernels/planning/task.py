@@ -15,12 +15,14 @@ from torch import Tensor
 
 from lightning_conv.kernels.planning.costs import Problem
 from lightning_conv.kernels.planning.pass_cost import PassCost, count_pass
-from lightning_conv.kernels.planning.plan import NTKPlan, make_plan, measuring_bytes
+from lightning_conv.kernels.planning.plan import NTKPlan, make_plan
 from lightning_conv.kernels.planning.request import Request
+from lightning_conv.kernels.planning.sizes import measuring_bytes
 from lightning_conv.kernels.planning.steadiness import (
     checking_bytes,
     converted_bytes,
     on_copies,
+    room_of_outputs,
     rows_that_fit,
     unsteady_outputs,
 )
@@ -76,6 +78,7 @@ class Task:
         processes: Processes | None = None,
     ) -> None:
         self.request, self._processes = request, processes
+        self._staging_seconds = stage.seconds if plan is None else plan.staging_seconds
         for name, each in (("inputs", inputs), ("inputs2", inputs2)):
             if each is not None:
                 sample_count(each, name)
@@ -127,6 +130,10 @@ class Task:
         return rows_that_fit(self.module, self.anatomy, self.request.max_memory)
 
     @property
+    def _room(self) -> int:
+        return room_of_outputs(self.module, self.request.max_memory)
+
+    @property
     def _sets(self) -> list[Inputs]:
         return [self.inputs] if self.others is None else [self.inputs, self.others]
 
@@ -134,7 +141,7 @@ class Task:
         samples = max(map(sample_count, self._sets))
         rows = samples if self.couples else min(samples, self._fits)
         gradients = self.request.precision == "certified" and not self.couples
-        return checking_bytes(self.module, self.anatomy, samples, rows, gradients=gradients)
+        return checking_bytes(self.module, self.anatomy, samples, rows, room=self._room, gradients=gradients)
 
     def _unsteady(self) -> Narrowing | None:
         """Return ``unsteady``.
@@ -150,7 +157,9 @@ class Task:
         if (few := reading_samples(self.inputs, self.others)) is not self.inputs:
             sets.append(few)
         gradients = self.request.precision == "certified"
-        return unsteady_outputs(self.module, sets, self.anatomy, self.plan, rows=self._fits, gradients=gradients)
+        return unsteady_outputs(
+            self.module, sets, self.anatomy, self.plan, rows=self._fits, room=self._room, gradients=gradients
+        )
 
     def _read(self, *, by_gradients: bool) -> Anatomy:
         return read_within(
@@ -203,6 +212,7 @@ class Task:
             device=self.module.device,
             couples=self.couples,
             reading_seconds=self._reading_seconds,
+            staging_seconds=self._staging_seconds,
             general=self._general,
             measured=self._measured if self.contracts and not self.couples else 0,
             copies=reading_bytes(self.module, self.names),

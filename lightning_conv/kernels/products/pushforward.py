@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from lightning_conv.kernels.products.embedding_watch import EmbeddingWatch
 from lightning_conv.kernels.products.pullback import Pullback
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs
 
 Directions: TypeAlias = Mapping[str, Tensor]
 PushMethod: TypeAlias = Literal["forward mode", "double backward"]
+
+PADDED = "an embedding has a padding_idx, whose row has no gradient, and forward mode does not leave it out"
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,19 @@ def choose_push(module: StatelessModule, names: Sequence[str], inputs: Inputs) -
     kernel is defined by the backward, whose gradients train the network.
 
     Raises:
-        RuntimeError: neither works; the message contains both reasons.
+        RuntimeError: neither works; the message contains both reasons. An embedding scales its gradients by the frequency of words.
         OutOfMemoryError: the device is out of memory.
 
     Cost: a backward and a few forwards over ``inputs``.
     """
     generator = torch.Generator().manual_seed(0)
-    pullback = Pullback(module, names, inputs, batched=False)
+    with EmbeddingWatch() as watch:
+        pullback = Pullback(module, names, inputs, batched=False)
+    if watch.by_frequency:
+        raise RuntimeError(
+            "model: an embedding has scale_grad_by_freq=True, so that its gradient is none of the outputs and depends on the batch; "
+            "use ntk_gram, which takes it sample by sample, or scale_grad_by_freq=False"
+        )
     left = torch.randn(1, *pullback.outputs.shape, generator=generator).to(pullback.outputs)
     directions = {n: torch.randn(2, *p.shape, generator=generator).to(p) for n, p in pullback.leaves.items()}
     single = {name: w[:1] for name, w in directions.items()}
@@ -121,7 +130,8 @@ def choose_push(module: StatelessModule, names: Sequence[str], inputs: Inputs) -
     with warnings.catch_warnings():
         # The rules of torch for forward mode compile themselves on first use with a function that torch has deprecated.
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        reason = refuted(lambda: push_forward(module, inputs, single, batched=False))
+        # ``inputs`` are a few samples, and the padding may be in others.
+        reason = PADDED if watch.padded else refuted(lambda: push_forward(module, inputs, single, batched=False))
     if reason is None:
         return Push("forward mode", None, _vectorises(module, inputs, directions))
     # A backward that can be differentiated only once is silently missing from the second one, so this is checked, too.

@@ -47,6 +47,33 @@ def outputs_alone(
         yield cut, found.detach()
 
 
+def change_alone(
+    change: Callable[[Tensor, Tensor], float],
+    module: StatelessModule,
+    inputs: Inputs,
+    rows: int,
+    arranged: Callable[[Inputs], Inputs],
+) -> float:
+    """Return the largest change of the outputs of samples that are evaluated by themselves; infinity: they cannot be.
+
+    Args:
+        change: what it is, given numbers of samples and their outputs.
+        module: see ``outputs_alone``.
+        inputs: see ``outputs_alone``.
+        rows: see ``outputs_alone``.
+        arranged: see ``outputs_alone``.
+    """
+    if not module.transforms or module.before is not None or module.copies:  # the forward writes to something
+        return float("inf")
+    changes = [0.0]
+    try:
+        for cut, found in outputs_alone(module, inputs, rows, arranged):
+            changes.append(change(torch.arange(cut.start, cut.stop), found))
+    except Exception:  # of any kind: the forward is the user's, and was not written for this
+        return float("inf")
+    return max(changes)
+
+
 @contextmanager
 def _by_rules() -> Iterator[None]:
     """Let what has no rule fail, which would be evaluated sample by sample, and attention be computed by operators that have one."""

@@ -25,6 +25,7 @@ from lightning_conv.kernels.reading.sample_axis import sample_axes
 from lightning_conv.kernels.reading.samples import channels_last
 from lightning_conv.kernels.reading.sites import Site, group_calls
 from lightning_conv.kernels.reading.terms import size_of_products, size_of_terms
+from lightning_conv.kernels.reading.timing import AloneTiming, time_alone
 from lightning_conv.machine.clock import now
 from lightning_conv.networks.evaluation import StatelessModule
 from lightning_conv.networks.inputs import Inputs, input_tensors, sample_count, spread, take
@@ -63,6 +64,7 @@ class Anatomy:
     channels_last: bool  # whether images are passed with their channels innermost rather than as they are
     forward_seconds: float = field(default=0.0, compare=False)  # of one sample, with its graph, as it was timed
     backward_seconds: float = field(default=0.0, compare=False)  # of one combination of the outputs of one sample
+    alone: AloneTiming | None = field(default=None, compare=False)  # of a sample by itself, where the network is large
 
     @property
     def is_large(self) -> bool:
@@ -201,7 +203,9 @@ def _read(
         )
     if moved is not None:
         axes |= {index: axis for index, axis in moved.axes.items() if index in silent}
+    start = now(module.device)
     truth = parameter_gradients(module, names, probe, combination)
+    gradient_seconds = now(module.device) - start
     unused = tuple(name for name in names if truth[name] is None)
     why = dict.fromkeys(names, UNWATCHED) if rules and not tracked else {}
     why |= dict.fromkeys(recorder.elsewhere, "it is used by functions without a layer rule")
@@ -225,10 +229,18 @@ def _read(
     signature, classes = signature_of(calls), int(outputs.shape[1])
     level = size_of_terms(module, truth, combination) + size_of_products(calls, plain, mixture)
     gradient_numel = sum(call.shape.numel() for call in calls) // samples
+    recorded = first.tracked
     if checked < samples:  # activations as large as these are freed as soon as they are not needed
         del first, outputs, plain, present, recorder, calls, moved
     factored = None if by_gradients or checked < samples else Factored(sites, calls, present)
+    start = now(module.device)
     error, narrowing = estimate_jacobian_error(module, probe, combination, truth, by_factors=factored)
+    compared_seconds, alone = now(module.device) - start, None
+    if checked < samples:
+        sample = channels_last(probe) if in_channels_last else probe
+        alone = time_alone(
+            module, sample, combination, recorded, gradient=gradient_seconds, difference=compared_seconds
+        )
     return Anatomy(
         parameters=names,
         sites=tuple(sites),
@@ -248,4 +260,5 @@ def _read(
         channels_last=in_channels_last and bool(sites),
         forward_seconds=forward_seconds,
         backward_seconds=backward_seconds,
+        alone=alone,
     )

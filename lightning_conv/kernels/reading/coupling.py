@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from lightning_conv.kernels.reading.alone import outputs_alone
+from lightning_conv.kernels.reading.alone import change_alone
+from lightning_conv.kernels.reading.drawn_outputs import drawn_outputs
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import StatelessModule
@@ -42,6 +43,7 @@ def require_own_outputs(
     coarse: torch.dtype | None = None,
     gradients: bool = False,
     names: Sequence[str] = (),
+    compared: int | None = None,
 ) -> Narrowing | None:
     r"""Refuse a network whose output for a sample changes with the others in its batch, with their order or with chance.
 
@@ -73,6 +75,8 @@ def require_own_outputs(
         coarse: a narrower type that the forward computes in, whose rounding changes with the batch; None: there is none.
         gradients: whether gradients are compared.
         names: parameters by which; none: all that are trainable.
+        compared: number of outputs of each sample that are compared, drawn at random, the same of all samples; None: all of them. What
+            changes a few others alone is not seen then.
 
     Returns:
         The largest change that is too large for rounding in float64 and too small to be refused; None: there is none.
@@ -81,10 +85,14 @@ def require_own_outputs(
         ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
     Cost: two forwards of the n samples without a graph, or five in 2 sqrt(n) + 4 batches where samples cannot be evaluated by
-    themselves, and one for each of ``cuts``; the memory of their outputs and of those of one batch; a copy of the parameters in float32;
-    with ``gradients`` five gradients of eight samples in all, two of them kept.
+    themselves, and one for each of ``cuts``; the memory of their outputs (of those that are compared) and of those of one batch; a copy
+    of the parameters in float32; with ``gradients`` five gradients of eight samples in all, two of them kept.
     """
     samples, ways = sample_count(inputs), 0
+    columns = None if compared is None else drawn_outputs(module, inputs, compared)
+
+    def narrowed(found: Tensor) -> Tensor:
+        return found if columns is None else found[:, columns.to(found.device)]
 
     def evaluated(groups: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield samples with their outputs, one batch after the other."""
@@ -95,7 +103,7 @@ def require_own_outputs(
             for cut in blocks(len(group), rows):
                 # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
                 given = arranged(_taken(inputs, group[cut].to(module.device)))
-                yield group[cut], module.outputs({}, given).detach()
+                yield group[cut], narrowed(module.outputs({}, given).detach())
 
     order, group = torch.arange(samples), isqrt(samples)
     whole = _together(evaluated([order]), samples)
@@ -113,7 +121,11 @@ def require_own_outputs(
     for few in (2, 3):
         if few < samples:  # a forward may ask for their number, whether it is even, for instance
             compare([order[:few]], f"of the first {few} samples", "when the rest of the batch is added")
-    if not judge.is_rounding(_change_alone(judge, module, inputs, whole, rows, arranged)):
+    if not judge.is_rounding(
+        change_alone(
+            lambda few, found: judge.change_of_rows(narrowed(found), whole, few), module, inputs, rows, arranged
+        )
+    ):
         compare([order[:1]], "of the first sample", "when the rest of the batch is added")
         if samples > 1:
             compare([order.flip(0)], "of a sample", "with the order of the batch")
@@ -226,26 +238,6 @@ class _Judge:
         if change > self._rounding and (self.found is None or change > self.found.unit):
             said = f"changes the {what} by {change:.1e} (relative) {when}, more than rounding explains"
             self.found = Narrowing("the network", said, "samples couple or the forward is random", None, change)
-
-
-def _change_alone(
-    judge: _Judge,
-    module: StatelessModule,
-    inputs: Inputs,
-    whole: Tensor,
-    rows: int,
-    arranged: Callable[[Inputs], Inputs],
-) -> float:
-    """Return the largest change of the outputs of samples that are evaluated by themselves; infinity: they cannot be."""
-    if not module.transforms or module.before is not None or module.copies:  # the forward writes to something
-        return float("inf")
-    changes = [0.0]
-    try:
-        for cut, found in outputs_alone(module, inputs, rows, arranged):
-            changes.append(judge.change_of_rows(found, whole, torch.arange(cut.start, cut.stop)))
-    except Exception:  # of any kind: the forward is the user's, and was not written for this
-        return float("inf")
-    return max(changes)
 
 
 def _few_rows(outputs: Tensor) -> list[slice]:

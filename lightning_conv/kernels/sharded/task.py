@@ -55,6 +55,7 @@ class ShardedTask(Task):
         remeasure: bool = False,
     ) -> None:
         self._processes, self.couples, self.unsteady, self._general = None, False, None, None
+        self._staging_seconds = 0.0
         if request.engine == "jacobian":
             raise ValueError(
                 'engine: "jacobian" needs all parameters of a sharded module in one process; leave engine= out'
@@ -96,7 +97,9 @@ class ShardedTask(Task):
                 self.unsteady = self._unsteady()
 
     def _unsteady(self) -> Narrowing | None:
-        return unsteady_outputs(self.module, self._sets, self.anatomy, self.plan, rows=self._fits, gradients=False)
+        return unsteady_outputs(
+            self.module, self._sets, self.anatomy, self.plan, rows=self._fits, room=self._room, gradients=False
+        )
 
     def agreed(self, found: KernelSum) -> tuple[KernelSum, float]:
         """Return the kernel and its ``jacobian_error`` as the first process has them, so that all decide by the same numbers.

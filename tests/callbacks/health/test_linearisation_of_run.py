@@ -112,7 +112,11 @@ def test_the_regime_rests_on_it(fit, name, lazy):
     assert (error <= 0.1) is lazy
     if not lazy:
         (why,) = [reason for reason, names in health.not_judged.items() if "regime" in names]
-        assert why == "the change of the kernel lies between the limits"
+        reason, numbers = why.split("; ")
+        assert reason == "the change of the kernel lies between the limits"
+        assert numbers.startswith("alignment with the kernel at the start 0.")
+        assert "error of the linearised network" in numbers
+        assert numbers.endswith("beyond the limits of a lazy run")
         return
     (regime,) = [each for each in health.findings if each.name == "regime"]
     assert "error of the linearised network " in regime.sentence

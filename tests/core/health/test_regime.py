@@ -124,3 +124,13 @@ def test_a_bad_number_is_named(change, error, says):
 def test_a_loss_whose_factor_says_nothing_is_not_called_unchanged(progress, reason):
     found = training_regime(0.999, 0.01, 0.01, progress=progress)
     assert (found.regime, found.reason) == ("undecided", reason)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "beyond"),
+    [(0.3, 0.3, True), (0.05, 0.3, False), (0.3, 0.05, False), (0.3, None, False), (math.nan, 0.3, False)],
+)
+def test_what_a_lazy_run_has_not_is_told_whatever_the_loss(change, error, beyond):
+    found = training_regime(0.95, change, error, progress=1.1)
+    assert found.regime == "undecided"
+    assert found.beyond_lazy is beyond

@@ -132,3 +132,60 @@ def test_products_of_one_group_with_itself_would_be_biased():
     different = float(products.sum() - products.trace()) / (64 * 63)
     assert different == pytest.approx(truth, rel=0.15)
     assert float(products.trace()) / 64 > 1.5 * truth
+
+
+RATES = {"start": 0.3, "end": 0.05}
+
+
+@pytest.mark.parametrize("by", ["influence", "opposed"])
+def test_the_influence_over_checkpoints_is_the_sum_over_exact_gradients(trained, tmp_path, by):
+    models, (x, y) = trained
+    store = filled(tmp_path / "a", trained, size=10**5, dtype="float32")
+    rows = {name: gradients(model, (x, y)) for name, model in models.items()}
+    exact = sum(rate * rows[name][:4] @ rows[name].T for name, rate in RATES.items())
+    queries = {name: store.sketch(model, (x[:4], y[:4])) for name, model in models.items()}
+    found = store.nearest_over(queries, 6, rates=RATES, by=by)
+    best = exact.topk(6, largest=by == "influence")
+    assert torch.equal(found.samples, best.indices)
+    torch.testing.assert_close(found.influence, best.values, rtol=1e-4, atol=1e-6)
+    # Neither checkpoint alone gives these numbers.
+    assert not torch.allclose(found.influence, store.nearest(queries["start"], 6, name="start", by=by).influence)
+
+
+def test_the_error_of_a_sum_counts_that_all_checkpoints_have_the_same_projections(trained, tmp_path):
+    models, (x, y) = trained
+    exact = sum(rate * (g := gradients(models[name], (x, y)))[:8] @ g.T for name, rate in RATES.items())
+    squared, stated = [], []
+    for seed in range(6):
+        store = filled(tmp_path / str(seed), trained, size=64, groups=8, seed=seed)
+        queries = {name: store.sketches(name, slice(0, 8)) for name in models}
+        found = store.nearest_over(queries, 60, rates=RATES)
+        there = exact.gather(1, found.samples)
+        squared.append((found.influence - there).square().mean())
+        stated.append(found.standard_error.square().mean())
+    assert float(sum(squared) / sum(stated)) == pytest.approx(1.0, abs=0.5)
+
+
+def test_a_sum_over_parts_of_the_store_is_the_same(trained, tmp_path, monkeypatch):
+    store = filled(tmp_path / "a", trained, size=128, groups=8)
+    queries = {name: store.sketches(name, slice(0, 5)) for name in RATES}
+    whole = store.nearest_over(queries, 6, rates=RATES)
+    monkeypatch.setattr("lightning_conv.sketches.stored.READ", 14 * store.size)
+    assert torch.equal(store.nearest_over(queries, 6, rates=RATES).samples, whole.samples)
+
+
+def test_sums_that_make_no_sense_are_refused(trained, tmp_path):
+    models, (x, y) = trained
+    store = filled(tmp_path / "a", trained, size=64, groups=4)
+    queries = {name: store.sketches(name, slice(0, 3)) for name in RATES}
+    with pytest.raises(ValueError, match=r"rates: for \['start'\]; need one for each checkpoint of queries"):
+        store.nearest_over(queries, rates={"start": 0.1})
+    with pytest.raises(ValueError, match=r"rates\['end'\]"):
+        store.nearest_over(queries, rates=RATES | {"end": -1.0})
+    with pytest.raises(ValueError, match="need the same queries at each checkpoint"):
+        store.nearest_over(queries | {"end": store.sketches("end", [0])}, rates=RATES)
+    with pytest.raises(ValueError, match="by: 'cosine'"):
+        store.nearest_over(queries, rates=RATES, by="cosine")
+    store.add(models["end"], [(x[:30], y[:30])], name="fewer")
+    with pytest.raises(ValueError, match="'start' and 'fewer' are of different samples"):
+        store.nearest_over({"start": queries["start"], "fewer": queries["end"]}, rates={"start": 0.1, "fewer": 0.1})
