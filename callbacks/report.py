@@ -131,8 +131,9 @@ class ConvergenceReport(SeriesKeeper):
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # There must be no collective here: the other processes may be gone.
-        if self._begun and (trainer.training or trainer.validating):
-            stopped = isinstance(exception, (KeyboardInterrupt, SystemExit, SIGTERMException))
+        stopped = isinstance(exception, (KeyboardInterrupt, SystemExit, SIGTERMException))
+        # A run that is refused never begins; one may be stopped in its first measurement, before this callback's turn.
+        if (self._begun or stopped) and (trainer.training or trainer.validating):
             self._write(trainer, pl_module, f"{'interrupted' if stopped else 'failed'} ({type(exception).__name__})")
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule, how: str) -> None:
