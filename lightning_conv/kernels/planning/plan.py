@@ -219,7 +219,7 @@ def make_plan(
         strips = strip_count(found, problem, anatomy, room, per_layer, precision)
         flops, seconds = strip_cost(strips, problem, general)
     else:
-        flops = sum(_pass_flops(each, anatomy, problem, general) for each in passes)
+        flops = sum(pass_flops(each, anatomy, problem, general) for each in passes)
         formed = sum(_formed_entries(each, found, problem) for each in passes if each.general)
         seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
@@ -263,8 +263,15 @@ def _rate(device: torch.device, precision: Precision) -> float:
     return calibrated(device.type, dtype, torch.get_num_threads())[1]
 
 
-def _pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
-    """Return the flops of the network in one pass of the plan: a forward, and a backward for every output."""
+def pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
+    """Return the flops of the network in one pass of the plan: a forward, and a backward for every output.
+
+    Args:
+        each: the pass.
+        anatomy: what was found in the network.
+        problem: the sizes of the kernel.
+        general: cost of a pass for the parameters without a layer rule.
+    """
     forward, backward = network_flops(anatomy.sites)
     if each.general:
         assert general is not None
