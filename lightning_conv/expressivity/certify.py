@@ -24,7 +24,7 @@ from lightning_conv.expressivity.singular import certify_held, feature_rounding,
 from lightning_conv.expressivity.stream import FeatureRows, HeldRows, read_rows
 from lightning_conv.expressivity.streamed import certify_streamed
 from lightning_conv.machine.memory import allowed_memory, mebibytes
-from lightning_conv.machine.processes import Processes
+from lightning_conv.machine.processes import Processes, alone
 from lightning_conv.networks.narrowing import NarrowedError
 from lightning_conv.reporting.progress import Report
 
@@ -116,7 +116,7 @@ def certify_expressivity(
     """
     if method not in get_args(Method):
         raise ValueError(f"method: {method!r} is not one of {', '.join(get_args(Method))}")
-    once, allowed = _here, allowed_memory(max_memory, torch.device("cpu"))
+    once, allowed = alone, allowed_memory(max_memory, torch.device("cpu"))
     if processes is not None:
         once, allowed = processes.once, min(processes.gather(allowed))
     if isinstance(features, Tensor):
@@ -169,10 +169,6 @@ def certify_expressivity(
     assert isinstance(features, Tensor)
     decomposed = partial(certify_held, features, bias=bias, feature_error=feature_error, same_inputs=same_inputs)
     return watched(once(decomposed), narrow)
-
-
-def _here(compute: Callable[[], RankCertificate]) -> RankCertificate:
-    return compute()
 
 
 def chosen(samples: int, width: int, bias: bool, entering: bool, targets: bool) -> Method:

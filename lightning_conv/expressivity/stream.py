@@ -15,7 +15,7 @@ from lightning_conv.expressivity.shared import shared_products
 from lightning_conv.expressivity.tiles import Tiles
 from lightning_conv.linalg.eigenvalues.symmetric import OUTWARD
 from lightning_conv.linalg.rounding import gamma, ldexp
-from lightning_conv.machine.processes import Processes
+from lightning_conv.machine.processes import Processes, alone
 from lightning_conv.reporting.progress import Report
 
 STRIP = 2048
@@ -63,11 +63,10 @@ class HeldRows:
 
 
 @dataclass(frozen=True)
-class ScaledRows:
-    """Features times a power of two."""
+class DerivedRows:
+    """Features that follow from others, of the same shape; a subclass has ``rows``."""
 
     source: FeatureRows
-    exponent: int
 
     @property
     def samples(self) -> int:
@@ -78,6 +77,13 @@ class ScaledRows:
     def width(self) -> int:
         """Number of features m_H."""
         return self.source.width
+
+
+@dataclass(frozen=True)
+class ScaledRows(DerivedRows):
+    """Features times a power of two."""
+
+    exponent: int
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the rows start, ..., stop - 1."""
@@ -123,7 +129,7 @@ def stream_gram(
     """
     total = tiles.count * (tiles.count + 1) // 2
     first, last, row = done
-    together = _alone if processes is None else processes.together
+    together = alone if processes is None else processes.together
     while first < tiles.count:
         if not first < last <= first + panel:  # a new panel, or one that was started with more memory
             last, row = min(first + panel, tiles.count), first
@@ -172,10 +178,6 @@ def read_rows(source: FeatureRows, rows: slice) -> Tensor:
         )
     require_features(found, first=rows.start)
     return found
-
-
-def _alone(compute: Callable[[], object]) -> None:
-    compute()
 
 
 def _multiply(mine: Tensor, held: Sequence[Tensor], first: int, ones: float, column: int, out: Tensor) -> None:

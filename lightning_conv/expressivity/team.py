@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lightning_conv.expressivity.shared import SharedCholesky, rows_of
-from lightning_conv.expressivity.stream import FeatureRows, GramDone, ScaledRows, stream_gram
+from lightning_conv.expressivity.stream import DerivedRows, FeatureRows, GramDone, ScaledRows, stream_gram
 from lightning_conv.expressivity.tiles import Tiles
 from lightning_conv.machine.processes import Processes, ProcessesError
 from lightning_conv.reporting.progress import Report, silent
@@ -152,21 +152,10 @@ class Team:
 
 
 @dataclass(frozen=True)
-class _LedRows:
+class _LedRows(DerivedRows):
     """Features that the first process asks for and all of them compute."""
 
-    source: FeatureRows
     read: Callable[[int, int], Tensor]
-
-    @property
-    def samples(self) -> int:
-        """Number of samples n."""
-        return self.source.samples
-
-    @property
-    def width(self) -> int:
-        """Number of features m_H."""
-        return self.source.width
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return the rows start, ..., stop - 1."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lightning_conv.arguments import require_option
-from lightning_conv.checked import checked
 from lightning_conv.kernels.operator import NTKOperator
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.linalg.eigenvalues.bounded import Bounded
@@ -25,7 +24,6 @@ VANISHING, UNDERFLOW = 2.0**-900, 2.0**-960
 products, each of which loses at most 2^-1074."""
 
 
-@checked()
 def kernel_spectrum(
     gram: KernelGram | NTKOperator | Tensor, *, method: Method | None = None, steps: int = 64
 ) -> Spectrum:

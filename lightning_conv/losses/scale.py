@@ -54,8 +54,6 @@ def loss_scale(loss_fn: object, samples: int, outputs: int) -> LossScale | None:
         >>> loss_scale(torch.nn.MSELoss(), samples=10, outputs=1)
         LossScale(k=0.2, samples=10)
     """
-    if samples < 1 or outputs < 1:
-        raise ValueError(f"samples, outputs: {samples}, {outputs}; need at least one of each")
     if torch_loss(loss_fn) != "squared":
         return None
     factor = {"mean": 2 / (samples * outputs), "sum": 2.0}.get(reduction(loss_fn))

@@ -267,6 +267,11 @@ class Processes:
             raise ProcessesError(self._broken) from error
 
 
+def alone(compute: Callable[[], T]) -> T:
+    """Return what is computed, where there are no other processes, in place of ``Processes.once`` and ``together``."""
+    return compute()
+
+
 def _wait_for(works: Sequence[dist.Work | None]) -> None:
     for work in works:
         assert work is not None

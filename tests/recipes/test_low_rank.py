@@ -99,7 +99,7 @@ def test_no_position_sees_those_behind_it(gpt):
             "names: '\\*attention\\*' matches no linear layer; there are h.0",
         ),
         (lambda gpt: add_adapters(gpt, ["*attn*"], rank=9), "rank: got 9; need 1 to 8"),
-        (lambda gpt: add_adapters(gpt, ["*"], rank=0), "rank: got 0"),
+        (lambda gpt: add_adapters(gpt, ["*"], rank=0), "rank: 0; need a whole number of at least 1"),
         (lambda gpt: [add_adapters(gpt, ["*mlp*"], rank=2) for _ in range(2)], "h.0.mlp.fc has an adapter already"),
         (
             lambda gpt: gpt(torch.zeros(1, 7, dtype=torch.int64)),
