@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from ntk_bench.calibration import processor
 from scale_cases import CASES, on_rank
-from scale_score import page
+from scale_figure import draw_ranks, draw_score
+from scale_score import fitted, page, points
 
 from lightning_conv.machine.devices import this_cpu
 
@@ -84,6 +85,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"sweep {len(found['sweeps'])} of {options.sweeps}: {time.time() - begun:.0f} s", flush=True)
     folder = options.json.parent
     (folder / "scale_model.md").write_text(page(found))
+    measured = points(found["sweeps"])
+    draw_score(measured, fitted(measured), folder / "scale_model.png")
+    draw_ranks(folder / "scale_ranks.png")
     print((folder / "scale_model.md").read_text())
 
 

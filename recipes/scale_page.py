@@ -15,7 +15,10 @@ from lightning_conv.reporting.terminal import print_table
 DIVIDED = {
     "outputs": "by outputs: every rank has some of the outputs of all samples, and the matrices are added up",
     "samples": "by samples: every rank has some of the samples, and the factors of the layers travel",
-    "nothing": "it is not: there is one rank, or there are fewer samples than ranks, and each rank does all of it",
+    "nothing": (
+        "it is not, and each rank does all of it: there is one rank, there are fewer samples than ranks, or sending would take longer than "
+        "computing"
+    ),
 }
 
 PARTS = {
@@ -50,10 +53,12 @@ def show_scale(scale: ScaleCheck, to: Console, of: str = "") -> None:
         ),
         ("sent by a rank", f"{mebibytes(scale.sent)} in {counted(scale.messages, 'message')}"),
     ]
-    if scale.ranks > 1:
+    if scale.ranks > 1 and scale.divided > scale.seconds:
         rows.append(
-            ("over NVLink or InfiniBand", f"{written(scale.direct)}, if the engine sent the same bytes that way")
+            ("if it were divided", f"{written(scale.divided)}, since factors go through the memory of the host")
         )
+    if scale.ranks > 1:
+        rows.append(("over NVLink or InfiniBand", f"{written(scale.direct)}, if the engine sent factors that way"))
     print_table(to, ("", ""), rows, title=f"Predicted for {counted(scale.ranks, 'rank')}{of}")
     parts = [
         (PARTS[name], written(seconds), written(scale.same.get(name, 0.0)))

@@ -70,7 +70,8 @@ class ScaleCheck:
         source: Where its rates come from.
         by: How the kernel is divided: ``"outputs"``, ``"samples"``, or ``"nothing"``.
         seconds: Seconds of a measurement, with its eigenvalues.
-        direct: Seconds if what is sent went over NVLink or InfiniBand, where the engine sends it by gloo.
+        divided: Seconds of a kernel that is divided, with data sent by gloo; where that takes longer, each rank computes the whole kernel.
+        direct: The same, if the data went over NVLink or InfiniBand.
         parts: Seconds of each part.
         same: Those of the parts that do not become less with more ranks.
         step: Seconds of a training step; None: the size of its batch is not known.
@@ -87,6 +88,7 @@ class ScaleCheck:
     source: str
     by: str
     seconds: float
+    divided: float
     direct: float
     parts: dict[str, float]
     same: dict[str, float]

@@ -51,6 +51,7 @@ def scale_checked(trainer: pl.Trainer, kernel: Measurement, target: Target) -> S
         source=target.device.source,
         by=found.work.by,
         seconds=found.seconds,
+        divided=found.divided,
         direct=found.direct,
         parts=dict(found.parts),
         same=dict(found.same),

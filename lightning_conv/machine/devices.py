@@ -70,6 +70,11 @@ class Device:
     sustained_memory: float
     source: str
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is one of ``GPUS``."""
+        return self.name in GPUS
+
     def nodes(self, ranks: int) -> int:
         """Return how many nodes so many ranks take, with one rank per device."""
         return -(-ranks // self.per_node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from lightning_conv.kernels.planning.computed import weights
 from lightning_conv.kernels.planning.costs import network_flops
@@ -27,8 +28,10 @@ class Prediction:
         work: Flops, bytes and messages of a rank.
         parts: Seconds of each part, with data sent as the engine sends them, by gloo.
         same: The seconds of those parts that do not become less with more ranks.
-        direct: Seconds where the same bytes and messages went over NVLink or InfiniBand; the engine does not do that for kernels that it
-            divides, and FSDP does it for parameters.
+        divided: Seconds of a measurement that is divided, with data sent by gloo: where that takes longer than computing, the engine lets
+            each rank compute the whole kernel instead.
+        direct: The same, if the data went over NVLink or InfiniBand; the engine does not do that for kernels that it divides, and FSDP does
+            it for parameters.
         parameters: Bytes of the parameters that a rank has.
     """
 
@@ -37,6 +40,7 @@ class Prediction:
     work: Work
     parts: Mapping[str, float]
     same: Mapping[str, float]
+    divided: float
     direct: float
     parameters: float
 
@@ -81,20 +85,23 @@ def predict(
         TypeError: ``ranks`` is no whole number.
         ValueError: ``ranks`` is less than 1, or the samples of the kernel couple.
     """
-    work = work_of(plan, ranks, sharded=sharded, frozen=frozen, others=others)
     rates = device_rates(device, plan.precision)
     byte, latency = device.direct(ranks)
-    parts = rates.parts(work)
+    paid = 1 / rates.matrices if device.is_gpu else None
+    found = partial(work_of, plan, ranks, sharded=sharded, frozen=frozen, others=others)
+    work, over = found(rate=paid), found()
+    parts, shared = rates.parts(work), rates.parts(over)
     same = {name: getattr(rates, name) * getattr(work.same, name) for name in ("matrices", "small", "moved")}
     same["fixed"] = rates.fixed
     if spectrum:
-        parts["eigenvalues"] = same["eigenvalues"] = work.eigenvalues / EIGENVALUES
-    direct = math.fsum(parts.values()) - parts["sent"] - parts["message"] + work.sent / byte + work.messages * latency
+        parts["eigenvalues"] = same["eigenvalues"] = shared["eigenvalues"] = work.eigenvalues / EIGENVALUES
+    divided = math.fsum(shared.values())
+    direct = divided - shared["sent"] - shared["message"] + over.sent / byte + over.messages * latency
     if work.by == "parameters":
         # FSDP gathers over the device's own connections, beside the few meetings.
         parts["gathered"] = same["gathered"] = work.gathered / byte + work.messages * latency
         parts["message"] = 0.0
-        direct = math.fsum(parts.values())
+        divided = direct = math.fsum(parts.values())
     held = plan.problem.width * (weights(plan) + others)
     return Prediction(
         device=device,
@@ -102,6 +109,7 @@ def predict(
         work=work,
         parts=parts,
         same=same,
+        divided=divided,
         direct=direct,
         parameters=held / ranks if sharded else held,
     )

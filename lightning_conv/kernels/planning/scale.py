@@ -9,19 +9,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 from scipy.optimize import nnls
 
+from lightning_conv.kernels.planning.division import GLOO_BYTE
 from lightning_conv.kernels.planning.work import Work
 from lightning_conv.kernels.products.precision import Precision
 from lightning_conv.machine.devices import Device
 
-GLOO_BYTE = 1.7e-9
-"""Seconds per byte that the engine sends, by gloo from the memory of the host. Provisional, as the two below: of the size that
-``fit_rates`` found on 1, 2 and 4 processes of one machine of two cores; no other machine and no network has been measured."""
+GLOO_MESSAGE = 3.0e-4
+"""Seconds per message by gloo: as docs/results/scale_model.md has it, on one machine."""
 
-GLOO_MESSAGE = 4.6e-4
-"""Seconds per message by gloo; provisional."""
-
-FIXED = 2.7e-3
-"""Seconds of a measurement whatever its size; provisional."""
+FIXED = 1.3e-2
+"""Seconds of a measurement whatever its size, from the same page."""
 
 
 @dataclass(frozen=True, kw_only=True)

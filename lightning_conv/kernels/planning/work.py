@@ -57,12 +57,21 @@ class Work:
     eigenvalues: float
 
 
-def work_of(plan: NTKPlan, ranks: int = 1, *, sharded: bool = False, frozen: float = 0.0, others: int = 0) -> Work:
+def work_of(
+    plan: NTKPlan,
+    ranks: int = 1,
+    *,
+    sharded: bool = False,
+    frozen: float = 0.0,
+    others: int = 0,
+    rate: float | None = None,
+) -> Work:
     r"""Return what each of W ranks does for the kernel of a plan, in the division that the engine makes.
 
     Divided by outputs, a rank takes all n samples through the forward pass, and :math:`\lceil K / W \rceil` of the K outputs through the
-    backward pass. Divided by samples, it takes n / W samples through both. A kernel of fewer samples than ranks is not divided. Of a
-    sharded module each rank makes all passes and products, and the parameters are gathered in each of them.
+    backward pass. Divided by samples, it takes n / W samples through both. A kernel of fewer samples than ranks is not divided, nor one
+    whose factors take longer to send than the kernel takes to compute. Of a sharded module each rank makes all passes and products, and
+    the parameters are gathered in each of them.
 
     Args:
         plan: Of one process, from ``plan_ntk``.
@@ -70,6 +79,7 @@ def work_of(plan: NTKPlan, ranks: int = 1, *, sharded: bool = False, frozen: flo
         sharded: Whether the parameters are divided among the ranks (``fully_shard``).
         frozen: Flops of a forward pass of one sample in layers that the kernel is not over, which no plan counts.
         others: Number of parameters that the kernel is not over; a sharded module gathers them in forward passes.
+        rate: As for ``NTKPlan.divided``.
 
     Raises:
         TypeError: ``ranks`` is no whole number.
@@ -82,7 +92,7 @@ def work_of(plan: NTKPlan, ranks: int = 1, *, sharded: bool = False, frozen: flo
             'batch_norm="eval"'
         )
     problem, alone = plan.problem, ranks == 1
-    division = None if sharded else plan.divided(ranks).division
+    division = None if sharded else plan.divided(ranks, rate).division
     by = "parameters" if sharded and not alone else "nothing" if division is None else division.by
     repeats, whole = groups(plan), divisible(plan, frozen)
     share, same = 1.0, NOTHING

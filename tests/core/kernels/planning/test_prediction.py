@@ -43,13 +43,31 @@ def test_a_prediction_is_the_sum_of_its_parts():
     plan = planned(200)
     found = predict(plan, H100, 2)
     assert found.seconds == pytest.approx(sum(found.parts.values()))
-    assert found.parts["sent"] == found.work.sent * GLOO_BYTE
+    assert (found.work.by, found.parts["sent"]) == ("nothing", 0)
     assert found.parts["matrices"] == pytest.approx(found.work.computed.matrices / (0.5 * 67e12))
     assert found.parts["eigenvalues"] == pytest.approx(4 / 3 * 200**3 / EIGENVALUES)
     assert 0 < found.same_seconds < found.seconds
+
+
+def test_where_sending_takes_longer_than_computing_each_rank_computes_all_and_the_division_is_told_beside_it():
+    plan = planned(200)
+    found, over = predict(plan, H100, 2, spectrum=False), work_of(plan, 2)
+    assert found.work == work_of(plan, 2, rate=0.5 * 67e12)
+    assert (found.work.by, over.by, over.sent > 0) == ("nothing", "samples", True)
+    parts = device_rates(H100).parts(over)
+    assert parts["sent"] == over.sent * GLOO_BYTE
+    assert found.divided == pytest.approx(sum(parts.values()))
     byte, latency = H100.direct(2)
-    sending = found.work.sent / byte + found.work.messages * latency
-    assert found.direct == pytest.approx(found.seconds - found.parts["sent"] - found.parts["message"] + sending)
+    sending = over.sent / byte + over.messages * latency
+    assert found.direct == pytest.approx(found.divided - parts["sent"] - parts["message"] + sending)
+
+
+@pytest.mark.parametrize("outputs", ["trace", "sum"])
+def test_a_slow_device_divides_and_a_fast_one_does_not(outputs):
+    plan = planned(64, width=512, outputs=outputs)
+    assert plan.divided(2).division is not None
+    assert plan.divided(2, 1e9).division.by == plan.divided(2, 2e9).division.by
+    assert plan.divided(2, 1e14).division is None
 
 
 def test_more_ranks_take_no_longer_to_compute():
