@@ -24,13 +24,21 @@ __all__ = [
     "Probe",
     "RegularizedGradientClipping",
     "RunCheck",
+    "ScaleCheck",
     "TheoremCheck",
     "check_run",
 ]
 
 if TYPE_CHECKING:
     from lightning_conv.callbacks.check.check_run import check_run
-    from lightning_conv.callbacks.check.run_check import CostCheck, HeadCheck, NetworkCheck, RunCheck, TheoremCheck
+    from lightning_conv.callbacks.check.run_check import (
+        CostCheck,
+        HeadCheck,
+        NetworkCheck,
+        RunCheck,
+        ScaleCheck,
+        TheoremCheck,
+    )
     from lightning_conv.callbacks.clipping import RegularizedGradientClipping
     from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
     from lightning_conv.callbacks.diagnostics import ConvergenceDiagnostics

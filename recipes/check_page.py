@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 from rich.text import Text
 
@@ -11,6 +9,7 @@ from lightning_conv.callbacks import HeadCheck, NetworkCheck, RunCheck
 from lightning_conv.callbacks.check.run_check import CostCheck
 from lightning_conv.health.wording import counted
 from lightning_conv.machine.memory import mebibytes
+from lightning_conv.recipes.scale_page import show_scale, written
 from lightning_conv.reporting.terminal import print_table
 
 Row = tuple[str, str]
@@ -31,6 +30,10 @@ def show_check(found: RunCheck, to: Console) -> None:
         of = f" of {network.optimizer}" if network.optimizer else ""
         print_table(to, ("", ""), _observed(network), title=f"What is measured{of}")
         print_table(to, ("", ""), _cost(network.cost), title=f"What it costs{of}")
+        if network.scale is not None:
+            show_scale(network.scale, to, of)
+        elif network.scale_missing:
+            to.print(Text(f"not predicted{of}: {network.scale_missing}", style="yellow"))
         rows = [
             (each.paper, "no" if each.reasons else "as far as known", "; ".join(each.reasons))
             for each in network.theorems
@@ -61,20 +64,20 @@ def _observed(network: NetworkCheck) -> list[Row]:
 
 
 def _cost(cost: CostCheck) -> list[Row]:
-    first = f"{_seconds(cost.first)}, made here"
+    first = f"{written(cost.first)}, made here"
     if cost.waits:
-        first = f"about {_seconds(cost.waits)}; it waits until the run is long enough for it (every_n_steps= asks for it at once)"
+        first = f"about {written(cost.waits)}; it waits until the run is long enough for it (every_n_steps= asks for it at once)"
     if cost.every_n_steps is not None:
         when = f"at every multiple of {cost.every_n_steps} steps"
     elif cost.later:
-        when = f"{cost.share:.0%} of the wall time is for them: about one in {_seconds(cost.later / cost.share)}, and the last step"
+        when = f"{cost.share:.0%} of the wall time is for them: about one in {written(cost.later / cost.share)}, and the last step"
     else:
         when = f"{cost.share:.0%} of the wall time is for them"
-    later = f"about {_seconds(cost.later)} each" if cost.later else "not known before the first one"
+    later = f"about {written(cost.later)} each" if cost.later else "not known before the first one"
     rows = [("first measurement", first), ("later ones", f"{later}; {when}")]
     if cost.epoch:
-        run = "" if cost.epochs is None else f"; {counted(cost.epochs, 'epoch')}: {_seconds(cost.epoch * cost.epochs)}"
-        rows.append(("an epoch", f"about {_seconds(cost.epoch)} of forward and backward passes{run}"))
+        run = "" if cost.epochs is None else f"; {counted(cost.epochs, 'epoch')}: {written(cost.epoch * cost.epochs)}"
+        rows.append(("an epoch", f"about {written(cost.epoch)} of forward and backward passes{run}"))
     if cost.memory is not None and cost.memory_allowed is not None:
         rows.append(
             ("memory of a kernel", f"at most {mebibytes(cost.memory)} of the {mebibytes(cost.memory_allowed)} allowed")
@@ -96,9 +99,3 @@ def _head(head: HeadCheck) -> list[Row]:
         ("head", head.name),
         ("last features", f"{head.features:,}: [h, 1] of {counted(head.rows, 'row')} {can} full rank"),
     ]
-
-
-def _seconds(seconds: float) -> str:
-    if math.isnan(seconds):
-        return "an unknown time"
-    return f"{seconds:.2g} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -95,7 +95,7 @@ def options_of(command: str) -> list[str]:
         command: name of the command.
     """
     if command in (*RUNS, "check"):
-        added = ["--module", "--json"] if command == "check" else []
+        added = ["--module", "--ranks", "--device", "--json"] if command == "check" else []
         own = added + [
             option
             for option in page("fit" if added else command).options()

@@ -11,12 +11,15 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.utils.data import DataLoader
 
+from lightning_conv.arguments import require_whole
 from lightning_conv.callbacks.check.dry_fit import SHAPING, copied_run, dry_trainer, quiet
 from lightning_conv.callbacks.check.dry_run import CheckedError, DryRun
 from lightning_conv.callbacks.check.run_check import RunCheck
+from lightning_conv.callbacks.check.scale_checked import Target
 from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.run.data.data_generators import unread
 from lightning_conv.callbacks.run.ranks import require_whole_copies
+from lightning_conv.machine.devices import device_named
 from lightning_conv.reporting.progress import LONG, Report, progress_bar
 
 
@@ -26,6 +29,8 @@ def check_run(
     data: Any = None,
     *,
     ckpt_path: str | None = None,
+    ranks: int | None = None,
+    device: str | None = None,
     progress: bool | Report | None = None,
 ) -> RunCheck:
     """Say what would be measured in ``trainer.fit(module, data)``: which network, samples, loss and head, at which cost, and what for.
@@ -44,11 +49,17 @@ def check_run(
         module: What it would train.
         data: What ``Trainer.fit`` takes: a DataLoader, several, or a data module; None: the module has its own.
         ckpt_path: A checkpoint from which the run would go on; it is only read.
+        ranks: Number of ranks for which a measurement is predicted (``NetworkCheck.scale``); None: 1 if ``device`` is given, else
+            nothing is predicted.
+        device: What they run on, ``"a100"``, ``"h100"``, ``"h200"`` or ``"cpu"``, a core of this processor each; None: ``"cpu"`` if
+            ``ranks`` is given.
         progress: Whether a bar is shown; None: on a terminal. A function is called with the share that is done.
 
     Raises:
         MisconfigurationException: The module cannot be copied, the fit would end before its first step, Lightning refuses it, or the
             strategy is ``ModelParallelStrategy``.
+        TypeError: ``ranks`` is no whole number.
+        ValueError: ``ranks`` is less than 1, or there is no such device.
         Exception: The user's module or data raise in the hooks before the first step, as they would in the run.
 
     Cost: a copy of the module, the first measurement of a run (1 s where an epoch is short, else the share of an epoch that
@@ -64,10 +75,11 @@ def check_run(
             "check_run: ModelParallelStrategy divides the module among processes, and a dry run has one; the run itself says in its first "
             "lines what is measured (max_steps=1)"
         )
+    target = _target(ranks, device)
     refused = _refused_by_strategy(trainer)
     with progress_bar(f"checking {type(module).__name__}", LONG, progress) as report, quiet() as said:
         copied, around, monitors = copied_run(trainer, module)
-        dry = DryRun(monitors, said, report)
+        dry = DryRun(monitors, said, report, target)
         loaded = (
             copy.copy(data) if isinstance(data, pl.LightningDataModule) else data
         )  # ``setup`` leaves the user's alone
@@ -94,6 +106,20 @@ def check_run(
         refused=tuple(dict.fromkeys([*refused, *dry.refused])),
         notes=_notes(trainer, around),
     )
+
+
+def _target(ranks: int | None, device: str | None) -> Target | None:
+    """Return where a measurement is to be predicted; None: nowhere.
+
+    Raises:
+        TypeError: ``ranks`` is no whole number.
+        ValueError: ``ranks`` is less than 1, or there is no such device.
+    """
+    if ranks is None and device is None:
+        return None
+    count = 1 if ranks is None else ranks
+    require_whole("ranks", count, least=1)
+    return Target(count, device_named(device or "cpu"))
 
 
 def _refused_by_strategy(trainer: pl.Trainer) -> list[str]:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from lightning_conv.callbacks.check.head_checked import head_checked
 from lightning_conv.callbacks.check.networks_checked import networks_checked
 from lightning_conv.callbacks.check.run_check import HeadCheck, NetworkCheck
+from lightning_conv.callbacks.check.scale_checked import Target
 from lightning_conv.callbacks.monitors.base import KernelMonitor
 from lightning_conv.callbacks.monitors.beginning import NOTHING
 from lightning_conv.callbacks.monitors.by_optimizer import monitors_of
@@ -35,6 +36,7 @@ class DryRun(CallbackGroup):
         monitors: Of the run.
         said: Where warnings are collected.
         report: Is told of the progress.
+        target: Ranks and device for which measurements are predicted; None: they are not.
 
     Attributes:
         networks: What is measured.
@@ -43,10 +45,14 @@ class DryRun(CallbackGroup):
     """
 
     def __init__(
-        self, monitors: Sequence[KernelMonitor], said: Sequence[warnings.WarningMessage], report: Report
+        self,
+        monitors: Sequence[KernelMonitor],
+        said: Sequence[warnings.WarningMessage],
+        report: Report,
+        target: Target | None = None,
     ) -> None:
         super().__init__(monitors)
-        self._monitors, self._said, self._report = list(monitors), said, report
+        self._monitors, self._said, self._report, self._target = list(monitors), said, report, target
         self.networks: tuple[NetworkCheck, ...] = ()
         self.head = HeadCheck()
         self.refused: list[str] = []
@@ -99,7 +105,7 @@ class DryRun(CallbackGroup):
         if not (at_once or all(each.has_begun for each in self._monitors)):
             return
         self.refused += self._left_out(trainer)
-        self.networks = networks_checked(trainer)
+        self.networks = networks_checked(trainer, self._target)
         self._report(0.8)
         self.head = head_checked(trainer, pl_module)
         self._report(1.0)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import lightning.pytorch as pl
 from torch import Tensor
 
-from lightning_conv.callbacks.check.run_check import CostCheck, NetworkCheck, TheoremCheck
+from lightning_conv.callbacks.check.run_check import CostCheck, NetworkCheck, ScaleCheck, TheoremCheck
+from lightning_conv.callbacks.check.scale_checked import Target, scale_checked
 from lightning_conv.callbacks.criteria.callback import ConvergenceCriteria
 from lightning_conv.callbacks.criteria.observer import step_violations
 from lightning_conv.callbacks.criteria.tracker import CriteriaTracker, make_trackers
@@ -27,25 +28,27 @@ from lightning_conv.networks.inputs import Inputs
 from lightning_conv.networks.observed.leaves import tensors_in
 
 
-def networks_checked(trainer: pl.Trainer) -> tuple[NetworkCheck, ...]:
+def networks_checked(trainer: pl.Trainer, target: Target | None = None) -> tuple[NetworkCheck, ...]:
     """Return what the monitors measure: one entry for all that share a kernel.
 
     Args:
         trainer: Trainer of the run, whose monitors have made their first measurement, or wait for a longer run.
+        target: Ranks and device for which a measurement is predicted; None: it is not.
     """
     monitors = monitors_of(trainer, KernelMonitor)  # type: ignore[type-abstract]
     sharing: dict[int, list[KernelMonitor]] = {}
     for each in monitors:
         if each.kernel is not None:
             sharing.setdefault(id(each.kernel), []).append(each)
-    return tuple(_network(trainer, peers) for peers in sharing.values())
+    return tuple(_network(trainer, peers, target) for peers in sharing.values())
 
 
-def _network(trainer: pl.Trainer, peers: Sequence[KernelMonitor]) -> NetworkCheck:
+def _network(trainer: pl.Trainer, peers: Sequence[KernelMonitor], target: Target | None) -> NetworkCheck:
     """Return what is known of one kernel."""
     kernel, loss_fn = peers[0].kernel, next((each.loss_fn for each in peers if each.loss_fn is not None), None)
     assert kernel is not None
     network, loss = kernel.run_network, kernel.loss(loss_fn)
+    scale, missing = _scale(trainer, kernel, target)
     observed = network.observed
     return NetworkCheck(
         optimizer=peers[0].optimizer,
@@ -65,7 +68,19 @@ def _network(trainer: pl.Trainer, peers: Sequence[KernelMonitor]) -> NetworkChec
         loss_source=loss.source,
         cost=_cost(trainer, kernel),
         theorems=_theorems(trainer, kernel, peers, loss_fn),
+        scale=scale,
+        scale_missing=missing,
     )
+
+
+def _scale(trainer: pl.Trainer, kernel: Measurement, target: Target | None) -> tuple[ScaleCheck | None, str]:
+    """Return what a measurement would take on many ranks, or why that is not known."""
+    if target is None:
+        return None, ""
+    try:
+        return scale_checked(trainer, kernel, target), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def _shapes(inputs: Inputs) -> dict[str, tuple[int, ...]]:

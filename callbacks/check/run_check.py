@@ -60,6 +60,52 @@ class CostCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleCheck:
+    """What one measurement would take on each of several ranks, as the model of docs/scale.md predicts it.
+
+    Attributes:
+        ranks: Number of ranks, one per device.
+        nodes: Number of nodes.
+        device: What they run on.
+        source: Where its rates come from.
+        by: How the kernel is divided: ``"outputs"``, ``"samples"``, or ``"nothing"``.
+        seconds: Seconds of a measurement, with its eigenvalues.
+        divided: Seconds of a kernel that is divided, with data sent by gloo; where that takes longer, each rank computes the whole kernel.
+        direct: The same, if the data went over NVLink or InfiniBand.
+        parts: Seconds of each part.
+        same: Those of the parts that do not become less with more ranks.
+        step: Seconds of a training step; None: the size of its batch is not known.
+        memory: Bytes of the additional memory in use.
+        parameters: Bytes of the parameters.
+        device_memory: Bytes that the device has.
+        sent: Bytes that a rank sends.
+        messages: Messages to and from other ranks.
+    """
+
+    ranks: int
+    nodes: int
+    device: str
+    source: str
+    by: str
+    seconds: float
+    divided: float
+    direct: float
+    parts: dict[str, float]
+    same: dict[str, float]
+    step: float | None
+    memory: float
+    parameters: float
+    device_memory: int
+    sent: float
+    messages: int
+
+    @property
+    def share(self) -> float | None:
+        """Seconds of a measurement over those of a training step; None: not known."""
+        return self.seconds / self.step if self.step else None
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworkCheck:
     """One network that is measured, as callbacks with equal settings share it.
 
@@ -81,6 +127,8 @@ class NetworkCheck:
         loss_source: ``"observed"``, ``"given"`` or ``"unknown"``.
         cost: What measuring takes.
         theorems: Which papers are about the run.
+        scale: What a measurement would take on the ranks that were asked for; None: none were, or ``scale_missing`` says why.
+        scale_missing: Why nothing was predicted; empty: something was, or was not asked for.
     """
 
     optimizer: str
@@ -100,6 +148,8 @@ class NetworkCheck:
     loss_source: Source
     cost: CostCheck
     theorems: tuple[TheoremCheck, ...]
+    scale: ScaleCheck | None = None
+    scale_missing: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

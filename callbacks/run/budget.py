@@ -118,11 +118,21 @@ def seconds_of_an_epoch(trainer: pl.Trainer, seconds: float, samples: int) -> fl
     batches = trainer.num_training_batches
     if 0 < getattr(trainer, "max_steps", -1) < batches:
         batches = trainer.max_steps
-    loader = trainer.train_dataloader
-    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
-    if not isinstance(size, int) or batches == float("inf"):
+    size = batch_size_of(trainer)
+    if size is None or batches == float("inf"):
         return 0.0
     return float(batches) * size * seconds / samples
+
+
+def batch_size_of(trainer: pl.Trainer) -> int | None:
+    """Return the number of samples in a batch of one process, as the training loader tells it; None: it does not.
+
+    Args:
+        trainer: Trainer of the run.
+    """
+    loader = trainer.train_dataloader
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return size if isinstance(size, int) else None
 
 
 def fit_to_budget(

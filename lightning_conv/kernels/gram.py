@@ -16,7 +16,7 @@ from lightning_conv.kernels.engine.kernel_sum import KernelSum
 from lightning_conv.kernels.planning.plan import NTKPlan
 from lightning_conv.kernels.planning.request import EngineName, Outputs, Request, contracted_outputs
 from lightning_conv.kernels.planning.task import Task
-from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.kernels.products.precision import Precision, product_rate
 from lightning_conv.kernels.reading.jacobian_error import with_narrowing
 from lightning_conv.kernels.result import KernelGram
 from lightning_conv.kernels.sharded.task import ShardedTask
@@ -154,9 +154,13 @@ def ntk_gram(
         raise ValueError(
             "processes: given for a sharded module, whose kernel all of its processes compute together; leave it out"
         )
+    rate = None
     if processes is not None:  # the same cuts in all of them
-        budgets = processes.gather(allowed_memory(max_memory, _device_of(model)))
+        device = _device_of(model)
+        mine = None if device.type == "cpu" else product_rate(device, precision)
+        budgets, rates = zip(*processes.gather((allowed_memory(max_memory, device), mine)), strict=True)
         max_memory = min(budgets) // (1 if max_memory is not None else processes.world)
+        rate = None if None in rates else min(rates)
     request = Request(kind, per_layer, precision, batch_norm, max_memory, engine, projections)
     start = time.perf_counter()
     given = (inputs, inputs2, parameters, request, plan, cotangents, cotangents2)
@@ -169,7 +173,7 @@ def ntk_gram(
             stage = stack.enter_context(staged(model, inputs))
             stack.enter_context(request.path(stage.stateless, inputs))
             made = partial(Task, stage, *given, remeasure=remeasure)
-            task = made() if processes is None else processes.together(partial(made, processes=processes))
+            task = made() if processes is None else processes.together(partial(made, processes=processes, rate=rate))
         left = task.plan.seconds - task.plan.reading_seconds
         with progress_bar(f"tangent kernel of {task.plan.problem.samples} samples", left, progress) as report:
             found, error, narrowing = _watched(task, seed, report, processes)

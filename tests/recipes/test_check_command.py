@@ -1,6 +1,7 @@
 """`lightning-conv check`: exit codes, text, JSON, and no file."""
 
 import json
+import re
 
 import pytest
 
@@ -96,6 +97,43 @@ def test_without_data_it_is_said_whose_samples_are_looked_at(own, capsys):
     assert note in " ".join(capsys.readouterr().out.split())
     assert main(own) == 0
     assert note not in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_measurement_is_predicted_for_ranks_of_a_device(own, capsys):
+    assert main([*own, "--ranks", "4", "--device=H100"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Predicted for 4 ranks" in out
+    assert "NVIDIA H100 SXM 80 GB: 4 ranks on 1 node" in out
+    assert "whatever N" in out
+    assert re.search(r"\| messages \| [\d.]+ m?s \| 0 s \|", out)
+    assert main([*own, "--ranks", "4", "--device", "h100", "--json"]) == 0
+    (network,) = json.loads(capsys.readouterr().out)["networks"]
+    scale = network["scale"]
+    assert (scale["ranks"], scale["nodes"], network["scale_missing"]) == (4, 1, "")
+    assert scale["seconds"] == pytest.approx(sum(scale["parts"].values()))
+    assert scale["messages"] > 0
+
+
+def test_without_ranks_nothing_is_predicted(own, capsys):
+    assert main([*own, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["networks"][0]["scale"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ranks", "0"], "check: --ranks: '0'; need a whole number of at least 1, such as 8"),
+        (["--ranks", "two"], "check: --ranks: 'two'; need a whole number of at least 1, such as 8"),
+        (["--ranks"], "check: --ranks needs a value"),
+        (
+            ["--device", "h10"],
+            "check: --device: 'h10' is not known; did you mean h100? known are cpu, a100, h100, h200",
+        ),
+    ],
+)
+def test_a_mistake_in_ranks_or_device_says_what_to_write(own, capsys, words, message):
+    assert main([*own, *words]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_help_names_the_options(capsys):

@@ -14,6 +14,9 @@ By: TypeAlias = Literal["outputs", "samples"]
 BYTES_PER_FLOP = 0.02
 """Bytes that travel between processes in the time of a flop of a matrix product: 1 GB/s beside 50 Gflop/s."""
 
+GLOO_BYTE = 1.4e-9
+"""Seconds per byte that is sent, by gloo from the memory of the host: as docs/results/scale_model.md has it, on one machine."""
+
 
 @dataclass(frozen=True)
 class Division:
@@ -39,8 +42,14 @@ class Division:
         )
 
 
-def division(found: Sequence[Contribution], problem: Problem, network: tuple[float, float], processes: int) -> Division:
-    """Return the cheaper way to divide a kernel whose samples do not couple.
+def division(
+    found: Sequence[Contribution],
+    problem: Problem,
+    network: tuple[float, float],
+    processes: int,
+    rate: float | None = None,
+) -> Division | None:
+    """Return the cheaper way to divide a kernel whose samples do not couple; None: each process alone is faster than all together.
 
     By outputs the forward passes and what the products have of the inputs alone are repeated in each process, and n x m numbers in float64
     are added up. By samples everything is divided, each process sends its factors to half of the others (to all others where there are
@@ -52,6 +61,8 @@ def division(found: Sequence[Contribution], problem: Problem, network: tuple[flo
         problem: The sizes of the kernel.
         network: Flops of a forward and a backward pass of one sample.
         processes: Their number W.
+        rate: flops per second of each; None: on processors, where dividing is taken to pay. A GPU computes most kernels in less time than
+            gloo takes to send their factors through the memory of the host.
     """
     columns = problem.others or problem.samples
     stride = 1 if problem.trace else problem.outputs
@@ -74,15 +85,17 @@ def division(found: Sequence[Contribution], problem: Problem, network: tuple[flo
         mine = mine // 2 + own * min(MIRRORED, own) // 2
     blocks = added if late else 8 * (processes - 1) * mine * stride**2
     travelling = partners * factors + (processes - 1) * channels
-    by_samples = Division("samples", processes, blocks + travelling, 1 / processes)
-    if not problem.trace or problem.outputs < processes:
-        return by_samples
-    largest = -(-problem.outputs // processes) / problem.outputs
-    alone = problem.rows * forward + sum(each.flops for each in found) / (problem.outputs + 1)
-    divided = alone + largest * (total - alone)
-    by_outputs = Division("outputs", processes, added, divided / total if total else 1.0)
+    ways = [Division("samples", processes, blocks + travelling, 1 / processes)]
+    if problem.trace and problem.outputs >= processes:
+        largest = -(-problem.outputs // processes) / problem.outputs
+        alone = problem.rows * forward + sum(each.flops for each in found) / (problem.outputs + 1)
+        divided = alone + largest * (total - alone)
+        ways.append(Division("outputs", processes, added, divided / total if total else 1.0))
+    in_a_flop = BYTES_PER_FLOP if rate is None else 1 / (rate * GLOO_BYTE)
 
-    def seconds(one: Division) -> float:
-        return one.share * total + one.sent / BYTES_PER_FLOP
+    def flops(one: Division) -> float:
+        """Return how many flops take as long."""
+        return one.share * total + one.sent / in_a_flop
 
-    return min((by_samples, by_outputs), key=seconds)
+    best = min(ways, key=flops)
+    return best if rate is None or flops(best) < total else None

@@ -30,9 +30,8 @@ from lightning_conv.kernels.planning.sizes import (
     workspace_bytes,
 )
 from lightning_conv.kernels.planning.strips import strip_cost, strip_count
-from lightning_conv.kernels.products.precision import Precision
+from lightning_conv.kernels.products.precision import Precision, product_rate
 from lightning_conv.kernels.reading.anatomy import READ_SAMPLES, Anatomy
-from lightning_conv.machine.gemm import calibrated
 from lightning_conv.machine.memory import allowed_memory, mebibytes
 from lightning_conv.networks.narrow_watch import FEW
 
@@ -98,16 +97,17 @@ class NTKPlan:
     """How passes and products are divided among processes; None: they are not. ``flops``, ``bytes`` and ``seconds`` are those of one
     process that does all."""
 
-    def divided(self, processes: int) -> NTKPlan:
+    def divided(self, processes: int, rate: float | None = None) -> NTKPlan:
         """Return the plan with the cheaper division among so many processes; where samples couple there is none.
 
         Args:
             processes: Their number.
+            rate: Flops per second of each, where sending may take longer than computing; None: dividing pays.
         """
         if processes < 2 or not self.passes or min(self.problem.samples, self.problem.others or processes) < processes:
             return replace(self, division=None)
         network = network_flops(self.reading.sites)
-        return replace(self, division=division(self.contributions, self.problem, network, processes))
+        return replace(self, division=division(self.contributions, self.problem, network, processes, rate))
 
     @property
     def sample_bytes(self) -> int:
@@ -212,14 +212,14 @@ def make_plan(
         cutters = [(Cutter(found, problem, budget, kind, tile, sizes.general), own) for kind, own in kinds if own]
         passes = tuple(one for cutter, own in cutters for one in cutter.cut(own))
         peak = 2 * workspace + max((p.bytes + (0 if p.general else working) for p in passes), default=0)
-    products, rate = sum(c.flops for c in found), _rate(device, precision)
+    products, rate = sum(c.flops for c in found), product_rate(device, precision)
     if couples:
         room = allowed - result - 3 * result // matrices  # as ``memory_budget`` has it
         per_layer = matrices > (2 if repeats > 1 else 1)
         strips = strip_count(found, problem, anatomy, room, per_layer, precision)
         flops, seconds = strip_cost(strips, problem, general)
     else:
-        flops = sum(_pass_flops(each, anatomy, problem, general) for each in passes)
+        flops = sum(pass_flops(each, anatomy, problem, general) for each in passes)
         formed = sum(_formed_entries(each, found, problem) for each in passes if each.general)
         seconds = FORMED_ENTRY * formed / (EFFICIENCY * rate)
     slower = 2.5 if precision == "exact" else 1.0
@@ -234,7 +234,9 @@ def make_plan(
     elif not couples:
         seconds += slower * flops / (EFFICIENCY * rate)
     if measured:
-        each += CONTRACTED_ENTRY * problem.rows * anatomy.outputs / measured / (EFFICIENCY * _rate(device, "fast"))
+        each += (
+            CONTRACTED_ENTRY * problem.rows * anatomy.outputs / measured / (EFFICIENCY * product_rate(device, "fast"))
+        )
     seconds += measured * each
     measuring = result + copies + measured * measuring_bytes(anatomy) if measured else 0
     return NTKPlan(
@@ -258,13 +260,15 @@ def make_plan(
     )
 
 
-def _rate(device: torch.device, precision: Precision) -> float:
-    dtype = torch.float64 if precision == "certified" else torch.float32
-    return calibrated(device.type, dtype, torch.get_num_threads())[1]
+def pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
+    """Return the flops of the network in one pass of the plan: a forward, and a backward for every output.
 
-
-def _pass_flops(each: Pass, anatomy: Anatomy, problem: Problem, general: PassCost | None) -> float:
-    """Return the flops of the network in one pass of the plan: a forward, and a backward for every output."""
+    Args:
+        each: the pass.
+        anatomy: what was found in the network.
+        problem: the sizes of the kernel.
+        general: cost of a pass for the parameters without a layer rule.
+    """
     forward, backward = network_flops(anatomy.sites)
     if each.general:
         assert general is not None

@@ -76,6 +76,7 @@ class Task:
         *,
         remeasure: bool = False,
         processes: Processes | None = None,
+        rate: float | None = None,
     ) -> None:
         self.request, self._processes = request, processes
         self._staging_seconds = stage.seconds if plan is None else plan.staging_seconds
@@ -107,7 +108,7 @@ class Task:
         self._general = plan.general_pass if plan is not None and known else self._general_pass()
         self.combinations = self._combinations(given)
         self._reading_seconds = time.perf_counter() - start if plan is None else 0.0
-        self.plan = self._plan().divided(1 if processes is None else processes.world)
+        self.plan = self._plan().divided(1 if processes is None else processes.world, rate)
         if plan is not None:
             self._require_same(plan, sizes=not remeasure)
         same = plan is not None and (plan.problem, plan.precision) == (self.plan.problem, self.plan.precision)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_conv.linalg.rounding import gamma
-from lightning_conv.machine.gemm import gemm_for
+from lightning_conv.machine.gemm import calibrated, gemm_for
 
 Precision: TypeAlias = Literal["fast", "exact", "certified"]
 PRECISIONS: tuple[Precision, ...] = ("fast", "exact", "certified")
@@ -53,3 +53,14 @@ def product_gamma(terms: int, dtype: torch.dtype, precision: Precision) -> float
     short = gamma(min(terms, BLOCK), dtype)
     blocks = -(-terms // BLOCK)
     return short + (1 + short) * gamma(blocks, torch.float64)
+
+
+def product_rate(device: torch.device, precision: Precision) -> float:
+    """Return the flops per second of a product of matrices in the type of a kernel's passes.
+
+    Args:
+        device: where.
+        precision: of the kernel.
+    """
+    dtype = torch.float64 if precision == "certified" else torch.float32
+    return calibrated(device.type, dtype, torch.get_num_threads())[1]
