@@ -43,7 +43,7 @@ class Work:
         messages: Messages to and from other ranks, those of meetings included.
         memory: Bytes of the additional memory in use at the peak.
         gathered: Bytes of parameters that are sent to other ranks while a sharded module runs.
-        eigenvalues: Flops of the eigenvalues of an n x n kernel in float64, which each rank computes.
+        eigenvalues: Flops of the eigenvalues of an n x n kernel in float64, which the first rank computes while the others wait.
     """
 
     ranks: int
