@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,17 +99,22 @@ def _writes(tensor: Tensor) -> int:
 
 
 class Readers(TorchFunctionMode):
-    """Tells of reads that the dispatcher does not see: calls ``report`` with the tensor and the name of the method."""
+    """Tells of reads that the dispatcher does not see: calls ``report`` with the tensor and the name of the method.
 
-    def __init__(self, report: Callable[[Tensor, str], None]) -> None:
+    Args:
+        report: called with them.
+        functions: the methods.
+    """
+
+    def __init__(self, report: Callable[[Tensor, str], None], functions: Collection[Any] = READERS) -> None:
         super().__init__()
-        self._report = report
+        self._report, self._functions = report, functions
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Report a reader, and run the function."""
-        if func in READERS and args and isinstance(args[0], Tensor):
+        if func in self._functions and args and isinstance(args[0], Tensor):
             with torch._C.DisableTorchFunction():
                 self._report(args[0], f"Tensor.{func.__name__}")
         return func(*args, **(kwargs or {}))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from math import isfinite, isqrt
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from lightning_conv.kernels.reading.alone import change_alone
 from lightning_conv.kernels.reading.drawn_outputs import drawn_outputs
+from lightning_conv.kernels.reading.own_gradients import change_of_gradient
+from lightning_conv.kernels.reading.own_samples import OwnSamples
 from lightning_conv.linalg.rounding import unit_roundoff
 from lightning_conv.machine.memory import blocks
 from lightning_conv.networks.evaluation import StatelessModule
@@ -51,7 +53,8 @@ def require_own_outputs(
     by itself (``outputs_alone``), and some in batches of two and three. Where they cannot be evaluated by themselves, or differ, all are
     evaluated in reverse order, without the first one, the first one alone, in groups of neighbours i // g and in groups of i mod g, where
     g is the integer part of the square root of n. Two samples that share a group in one of the two ways do not in the other, so every
-    pair is separated at least once. Each way has another seed.
+    pair is separated at least once. Each way has another seed. None of these is needed where the operators of the first forward prove that
+    samples are computed apart (``OwnSamples``); then batches of one, two and three show whether the forward asks for their number.
 
     A change is refused above sqrt(eps) of the largest output, or 8 times the unit roundoff of the type ``coarse``. In float64 a smaller
     one makes the kernel uncertified, unless it is
@@ -84,17 +87,21 @@ def require_own_outputs(
     Raises:
         ValueError: the outputs, or their gradients, change by more than sqrt(eps).
 
-    Cost: two forwards of the n samples without a graph, or five in 2 sqrt(n) + 4 batches where samples cannot be evaluated by
-    themselves, and one for each of ``cuts``; the memory of their outputs (of those that are compared) and of those of one batch; a copy
-    of the parameters in float32; with ``gradients`` five gradients of eight samples in all, two of them kept.
+    Cost: one forward of the n samples without a graph where its operators are known, else two, or five in 2 sqrt(n) + 4 batches where
+    samples cannot be evaluated by themselves, and one for each of ``cuts``; the memory of their outputs (of those that are compared) and
+    of those of one batch; a copy of the parameters in float32; with ``gradients`` five gradients of eight samples in all, two kept.
     """
     samples, ways = sample_count(inputs), 0
+    proof, plainly = OwnSamples(module), partial(module.outputs, {})
+    plain = module.transforms and module.before is None and not module.copies and not gradients
     columns = None if compared is None else drawn_outputs(module, inputs, compared)
 
     def narrowed(found: Tensor) -> Tensor:
         return found if columns is None else found[:, columns.to(found.device)]
 
-    def evaluated(groups: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    def evaluated(
+        groups: Sequence[Tensor], evaluate: Callable[[Inputs], Tensor] = plainly
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield samples with their outputs, one batch after the other."""
         nonlocal ways
         ways += 1
@@ -103,10 +110,10 @@ def require_own_outputs(
             for cut in blocks(len(group), rows):
                 # Gradients stay enabled because the forward may differentiate inside; no parameter asks for a graph.
                 given = arranged(_taken(inputs, group[cut].to(module.device)))
-                yield group[cut], narrowed(module.outputs({}, given).detach())
+                yield group[cut], narrowed(evaluate(given).detach())
 
     order, group = torch.arange(samples), isqrt(samples)
-    whole = _together(evaluated([order]), samples)
+    whole = _together(evaluated([order], proof.outputs) if plain else evaluated([order]), samples)
     judge = _Judge(module, inputs, whole, level, coarse=coarse)
 
     def compare(groups: Sequence[Tensor], whose: str, when: str) -> None:
@@ -121,7 +128,9 @@ def require_own_outputs(
     for few in (2, 3):
         if few < samples:  # a forward may ask for their number, whether it is even, for instance
             compare([order[:few]], f"of the first {few} samples", "when the rest of the batch is added")
-    if not judge.is_rounding(
+    if plain and proof.holds:
+        compare([order[:1]], "of the first sample", "when the rest of the batch is added")
+    elif not judge.is_rounding(
         change_alone(
             lambda few, found: judge.change_of_rows(narrowed(found), whole, few), module, inputs, rows, arranged
         )
@@ -141,7 +150,7 @@ def require_own_outputs(
             arranged(_taken(inputs, some.to(module.device))) for some in (ends, *(each.reshape(1) for each in ends))
         ]
         judge.take(
-            _change_of_gradient(module, together, alone, names or module.trainable),
+            change_of_gradient(module, together, alone, names or module.trainable),
             "gradients of the outputs",
             "when samples are evaluated alone",
         )
@@ -253,28 +262,6 @@ def _together(parts: Iterable[tuple[Tensor, Tensor]], samples: int) -> Tensor:
         whole[chosen.to(found.device)] = found
     assert whole is not None
     return whole
-
-
-def _change_of_gradient(
-    module: StatelessModule, together: Inputs, alone: Sequence[Inputs], names: Sequence[str]
-) -> float:
-    r"""Return :math:`|g - \sum_i g_i| / \sum_i |g_i|` with g the gradient of v . u, v random, and g_i that of sample i evaluated alone."""
-    weights = {name: module.parameters[name].detach().requires_grad_() for name in names}
-    generator = torch.Generator().manual_seed(0)
-    apart, scale, drawn = [torch.zeros_like(each) for each in weights.values()], 0.0, torch.empty(0)
-    for number, inputs in enumerate((together, *alone)):  # one graph at a time
-        with torch.enable_grad():
-            u = module.outputs(weights, inputs)
-        if not u.requires_grad:  # the outputs depend on none of them
-            return 0.0
-        if number == 0:
-            drawn = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(u)
-        vector = drawn if number == 0 else drawn[number - 1 : number]
-        found = torch.autograd.grad(u, [*weights.values()], vector, allow_unused=True, materialize_grads=True)
-        for sum_, each in zip(apart, found, strict=True):
-            sum_.add_(each, alpha=-1.0 if number else 1.0)
-        scale += float(get_total_norm(found)) if number else 0.0
-    return float(get_total_norm(apart)) / scale if scale > 0 else 0.0
 
 
 def _rounding(module: StatelessModule, inputs: Inputs) -> float:
