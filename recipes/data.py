@@ -6,9 +6,7 @@ e) alone, so that an interrupted and an uninterrupted run see the same batches.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -20,6 +18,7 @@ from typing_extensions import override
 
 from lightning_conv.arguments import require_type
 from lightning_conv.recipes.augmentation import AugmentedSampler, RandomCrops
+from lightning_conv.recipes.sizes import misconfigured, require_share, require_size
 
 
 class Splits(NamedTuple):
@@ -103,7 +102,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     def __init__(self, batch_size: int, seed: int, normalize: bool = False, augment: bool = False) -> None:
         super().__init__()
-        with _misconfigured():
+        with misconfigured():
             require_type("batch_size", batch_size, Integral, "a whole number of at least 1")
         if batch_size < 1:
             raise MisconfigurationException(f"batch_size: must be at least 1, got {batch_size}")
@@ -209,39 +208,6 @@ class InMemoryDataModule(LightningDataModule, ABC):
         # Without a generator of its own, every iterator of a DataLoader draws its base seed from the global state.
         generator = torch.Generator().manual_seed(self.seed)
         return DataLoader(dataset, batch_size=self.batch_size, sampler=sampler, generator=generator)
-
-
-def require_size(name: str, size: int | None) -> None:
-    """Refuse a number of samples that is no whole number, or not positive.
-
-    Raises:
-        MisconfigurationException: if it is below 1, or of another type.
-    """
-    if size is not None:
-        with _misconfigured():
-            require_type(name, size, Integral, "a whole number, or None for all samples")
-        if size < 1:
-            raise MisconfigurationException(f"{name}: must be at least 1, or None for all samples; got {size}")
-
-
-def require_share(name: str, share: float) -> None:
-    """Refuse a share of the samples outside (0, 1).
-
-    Raises:
-        MisconfigurationException: if it is outside, or no number.
-    """
-    with _misconfigured():
-        require_type(name, share, Real, "a share of the samples in (0, 1)")
-    if not 0.0 < share < 1.0:
-        raise MisconfigurationException(f"{name}: must lie in (0, 1), got {share}")
-
-
-@contextmanager
-def _misconfigured() -> Iterator[None]:
-    try:
-        yield
-    except TypeError as error:
-        raise MisconfigurationException(str(error)) from None
 
 
 def channel_moments(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ from torch.utils.data import TensorDataset
 from typing_extensions import override
 
 from lightning_conv.arguments import described
-from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_share, require_size
+from lightning_conv.recipes.data import InMemoryDataModule, Splits
+from lightning_conv.recipes.sizes import require_share, require_size
 
 Part: TypeAlias = Literal["docstrings", "sources"]
 

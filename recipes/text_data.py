@@ -14,7 +14,8 @@ from torch.utils.data import TensorDataset
 from typing_extensions import override
 
 from lightning_conv.arguments import described
-from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_share, require_size, stratified_split
+from lightning_conv.recipes.data import InMemoryDataModule, Splits, stratified_split
+from lightning_conv.recipes.sizes import require_share, require_size
 
 PACKAGES = ("asyncio", "email", "http", "importlib", "multiprocessing", "unittest")
 """Packages of the standard library, each with several thousand lines."""

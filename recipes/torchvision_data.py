@@ -12,7 +12,8 @@ from torchvision import datasets
 from torchvision.transforms.functional import convert_image_dtype, pil_to_tensor
 from typing_extensions import override
 
-from lightning_conv.recipes.data import InMemoryDataModule, Splits, require_size, stratified_order
+from lightning_conv.recipes.data import InMemoryDataModule, Splits, stratified_order
+from lightning_conv.recipes.sizes import require_size
 from lightning_conv.recipes.usage import did_you_mean
 
 # The classification sets of equally sized images that fit into memory, each with the constructor argument that chooses
