@@ -40,6 +40,10 @@ test: $(INSTALLED) ## Run the tests, but for the slow ones, and of those with ma
 test-all: $(INSTALLED) ## Run the tests, the slow ones too
 	$(PYTEST) -m "not docs"
 
+.PHONY: test-ci
+test-ci: $(INSTALLED) ## Run the tests, the slow ones too, and of those with many cases every third case
+	$(PYTEST) -m "not docs" --every 3
+
 .PHONY: lint
 lint: $(INSTALLED) ## Check style and format
 	$(BIN)/ruff check .
