@@ -139,7 +139,7 @@ def _of_channels(given: Mapping[str, Any], result: Sequence[Tensor], found: Foun
     """Normalise by given statistics, or by those of groups of channels of a sample."""
     along = found.of(given["input"])
     found.none(*(each for name, each in given.items() if name != "input"))
-    if along.dim != 0 or given.get("training", False):
+    if along.dim != 0 or given.get("training", False) or given.get("N", len(given["input"])) != len(given["input"]):
         raise CouplesError
     return [along, *[None] * (len(result) - 1)]
 

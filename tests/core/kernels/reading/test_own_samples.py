@@ -230,3 +230,18 @@ def test_batches_of_one_two_and_three_are_still_compared():
     assert proof_of(model, torch.randn(6, 4)).holds
     with pytest.raises(ValueError, match="samples couple"):
         ntk_gram(model, torch.randn(6, 4))
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.cond(x.shape[0] > 0, torch.sin, torch.cos, (self.layer(x),))
+
+
+def test_an_operator_that_takes_functions_is_run_as_it_is():
+    model, x = Branches(), torch.randn(6, 4)
+    assert ntk_gram(model, x).matrix.shape == (6, 6)
+    proof_of(model, x)
